@@ -1,0 +1,1 @@
+//! Instruction sets: what this CPU has, chosen once at start-up.

@@ -1,0 +1,10 @@
+//! What CPU operations share: instruction-set dispatch, threads, buffers, packing and the GEMM with one thin file of
+//! micro-kernels per instruction set.
+
+pub mod device;
+pub mod gemm;
+pub mod isa;
+pub mod lanes;
+
+pub use device::{Cpu, CpuBuf, CpuWeight};
+pub use isa::Isa;

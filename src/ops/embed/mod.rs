@@ -1,0 +1,12 @@
+//! embed: rows of the embedding table times the embedding scale.
+//!
+//! `h[t, :] = E[ids[t], :] · scale`, h `[T, hidden]`, E `[vocab, hidden]`; `scale` is √hidden, rounded to bf16 where the model
+//! is used as a bf16 model. Frozen: no backward. Bound by memory.
+
+use super::Backend;
+
+/// Token embedding.
+pub trait Embed: Backend {
+    /// `ids` are in range (the packer checks them). Returns `[ids.len(), hidden]`.
+    fn embed(&self, table: &Self::Weight, ids: &[u32], scale: f32) -> Self::Buf;
+}

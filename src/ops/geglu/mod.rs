@@ -1,0 +1,15 @@
+//! geglu: gelu_tanh(gate)·up, gelu(a) = ½a(1+tanh(√(2/π)(a + 0.044715a³))), all `[T, intermediate]`. Backward recomputes tanh.
+
+use super::Backend;
+
+/// Forward.
+pub trait Geglu: Backend {
+    /// `[T, n]` from gate and up.
+    fn geglu(&self, gate: &Self::Buf, up: &Self::Buf) -> Self::Buf;
+}
+
+/// Backward.
+pub trait GegluBackward: Backend {
+    /// (dgate, dup).
+    fn geglu_backward(&self, dy: &Self::Buf, gate: &Self::Buf, up: &Self::Buf) -> (Self::Buf, Self::Buf);
+}

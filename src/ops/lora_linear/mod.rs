@@ -1,0 +1,80 @@
+//! lora_linear: one input through 1–3 frozen projections, each with an optional LoRA branch.
+//!
+//! For each part i: uᵢ = drop(x)·Aᵢᵀ `[T, r]`, yᵢ = x·Wᵢᵀ + (s·uᵢ)·Bᵢᵀ `[T, outᵢ]`; each element of y is one FMA chain over
+//! `in` ascending, continued over r. Saved for backward: s·uᵢ.
+//! Backward: duᵢ = s·dyᵢ·Bᵢ; dBᵢ = dyᵢᵀ·(s·uᵢ); dAᵢ = duᵢᵀ·drop(x); dx = Σᵢ dyᵢ·Wᵢ + Σᵢ drop'(duᵢ·Aᵢ), one chain over the parts'
+//! `out` in order, continued over the parts' r. Never dW.
+//! Cost: 2·T·in·out FLOPs forward and as many for dx, plus 2·T·r·(in+out) per LoRA product. Bound by arithmetic for T ≳ 50.
+
+use super::Backend;
+
+/// Dropout of one adapted module: Philox4x32-10, key = (seed lo, seed hi), counter = (column/4, packed row within the group,
+/// group's ordinal · 2¹⁶ + layer · 16 + module, step), output word column mod 4; keep iff word ≥ p·2³², kept values · 1/(1−p).
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout<'a> {
+    /// Probability of dropping.
+    pub p: f32,
+    /// Run seed.
+    pub seed: u64,
+    /// Optimiser step.
+    pub step: u32,
+    /// Layer index.
+    pub layer: u32,
+    /// Module order: q,k,v,o,gate,up,down = 0…6.
+    pub module: u32,
+    /// (group's ordinal, row within the group) of each row of x.
+    pub rows: &'a [(u32, u32)],
+}
+
+/// The LoRA branch of a part. A `[rank, in]` and B `[out, rank]` lie row-major in one flat `[1, n]` parameter buffer.
+pub struct LoraTerm<'a, D: Backend + ?Sized> {
+    /// Flat parameters.
+    pub params: &'a D::Buf,
+    /// Offset of A in `params` (and of dA in the gradient buffer).
+    pub a: usize,
+    /// Offset of B.
+    pub b: usize,
+    /// r.
+    pub rank: usize,
+    /// s = α/r or α/√r.
+    pub scale: f32,
+    /// Active dropout, training only.
+    pub dropout: Option<Dropout<'a>>,
+}
+
+/// One projection of the input.
+pub struct Part<'a, D: Backend + ?Sized> {
+    /// W `[out, in]`.
+    pub weight: &'a D::Weight,
+    /// Its LoRA branch.
+    pub lora: Option<LoraTerm<'a, D>>,
+}
+
+/// Outputs of [`LoraLinear::lora_linear`].
+pub struct LinearOutput<B> {
+    /// yᵢ `[T, outᵢ]`, one per part.
+    pub y: Vec<B>,
+    /// s·uᵢ `[T, r]` of each adapted part, for backward.
+    pub su: Vec<Option<B>>,
+}
+
+/// Forward.
+pub trait LoraLinear: Backend {
+    /// x `[T, in]`.
+    fn lora_linear(&self, x: &Self::Buf, parts: &[Part<'_, Self>]) -> LinearOutput<Self::Buf>;
+}
+
+/// Backward.
+pub trait LoraLinearBackward: LoraLinear {
+    /// dy: one `[T, outᵢ]` per part; `su` as saved. Writes dA and dB of every adapted part to `grads` (flat, same offsets as the
+    /// parameters; each is written, not added). Returns dx `[T, in]` if asked for (`need_dx`), else `None`.
+    fn lora_linear_backward(
+        &self,
+        dy: &[&Self::Buf],
+        x: &Self::Buf,
+        su: &[Option<Self::Buf>],
+        parts: &[Part<'_, Self>],
+        grads: Option<&mut Self::Buf>,
+        need_dx: bool,
+    ) -> Option<Self::Buf>;
+}

@@ -1,0 +1,29 @@
+//! qk_norm_rope: per-head RMSNorm, then rotary position embedding, of q or k.
+//!
+//! Per row and head of x `[T, heads·head_dim]`: n = RMSNorm(x)·(1+w), then with the half-split layout, for j < head_dim/2:
+//! y[j] = n[j]·cos[j] − n[j+half]·sin[j], y[j+half] = n[j+half]·cos[j] + n[j]·sin[j].
+//! `rope` is `[T, head_dim]`: cosines of the row's angles in the first half, sines in the second (angles in f32 as Hugging Face
+//! computes them; [`crate::model`] makes the table).
+//! Backward: rotate by −angle, then RMSNorm's backward with x as saved.
+
+use super::Backend;
+
+/// Forward.
+pub trait QkNormRope: Backend {
+    /// Returns `[T, heads·head_dim]`; w is `[head_dim]`.
+    fn qk_norm_rope(&self, x: &Self::Buf, w: &Self::Weight, eps: f32, rope: &Self::Buf, head_dim: usize) -> Self::Buf;
+}
+
+/// Backward.
+pub trait QkNormRopeBackward: Backend {
+    /// dx for dy; `x` is the forward's input.
+    fn qk_norm_rope_backward(
+        &self,
+        dy: &Self::Buf,
+        x: &Self::Buf,
+        w: &Self::Weight,
+        eps: f32,
+        rope: &Self::Buf,
+        head_dim: usize,
+    ) -> Self::Buf;
+}
