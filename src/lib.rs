@@ -18,6 +18,7 @@ pub mod objective;
 pub mod ops;
 pub mod tape;
 pub mod text;
+pub mod trace;
 pub mod train;
 pub mod weights;
 
