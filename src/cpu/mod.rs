@@ -5,6 +5,7 @@ pub mod device;
 pub mod gemm;
 pub mod isa;
 pub mod lanes;
+pub mod threads;
 
 pub use device::{Cpu, CpuBuf, CpuWeight};
 pub use isa::Isa;
