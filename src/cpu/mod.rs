@@ -1,6 +1,7 @@
 //! What CPU operations share: instruction-set dispatch, threads, buffers, packing and the GEMM with one thin file of
 //! micro-kernels per instruction set.
 
+pub mod buffers;
 pub mod device;
 pub mod gemm;
 pub mod isa;
