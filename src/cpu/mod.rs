@@ -1,10 +1,12 @@
 //! What CPU operations share: instruction-set dispatch, threads, buffers, packing and the GEMM with one thin file of
 //! micro-kernels per instruction set.
 
+pub mod buffers;
 pub mod device;
 pub mod gemm;
 pub mod isa;
 pub mod lanes;
+pub mod threads;
 
 pub use device::{Cpu, CpuBuf, CpuWeight};
 pub use isa::Isa;

@@ -13,12 +13,12 @@ pub mod adamw;
 pub mod answer_head;
 pub mod attention;
 pub mod embed;
+mod error;
 pub mod geglu;
 pub mod lora_linear;
 pub mod norm;
 pub mod qk_norm_rope;
 pub mod reference;
-mod error;
 
 pub use error::Error;
 

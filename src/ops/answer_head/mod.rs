@@ -3,6 +3,9 @@
 //! logits[i, c] = RMSNorm(h[i])·(1+w) · E[idsᶜ], h `[n, hidden]` (answer rows already gathered), E `[vocab, hidden]`.
 //! Backward: dn = dlogits·E (rows of the chosen ids), then RMSNorm's backward.
 
+mod cpu;
+mod reference;
+
 use super::Backend;
 
 /// Columns of the head to compute.

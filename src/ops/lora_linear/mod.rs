@@ -6,6 +6,10 @@
 //! `out` in order, continued over the parts' r. Never dW.
 //! Cost: 2·T·in·out FLOPs forward and as many for dx, plus 2·T·r·(in+out) per LoRA product. Bound by arithmetic for T ≳ 50.
 
+mod cpu;
+mod philox;
+mod reference;
+
 use super::Backend;
 
 /// Dropout of one adapted module: Philox4x32-10, key = (seed lo, seed hi), counter = (column/4, packed row within the group,

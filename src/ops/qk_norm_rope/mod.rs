@@ -6,6 +6,9 @@
 //! computes them; [`crate::model`] makes the table).
 //! Backward: rotate by −angle, then RMSNorm's backward with x as saved.
 
+mod cpu;
+mod reference;
+
 use super::Backend;
 
 /// Forward.
