@@ -43,7 +43,7 @@ impl<D: Backend> Projection<'_, D> {
     fn part(&self) -> Part<'_, D> {
         Part {
             weight: self.weight,
-            lora: self.lora.as_ref().map(|(params, slot)| LoraTerm {
+            lora: self.lora.map(|(params, slot)| LoraTerm {
                 params,
                 a: slot.a,
                 b: slot.b,

@@ -76,19 +76,19 @@ pub fn trace_loss<D: TrainDevice>(
     objective: &Objective,
     share: bool,
 ) -> crate::Result<Vec<TraceTensor>> {
-    let mut tree = GradientTree::new();
+    let mut tree = GradientTree::default();
     let mut loss = 0.0;
-    for group in &input.groups {
+    for (position, group) in input.groups.iter().enumerate() {
         let batch = pack(engine, group, share)?;
         let target = Target { yes: group.yes, no: group.no, answer_yes: group.answer_yes };
         let leaf = engine.leaf_gradient(&batch, &[target], objective, None)?;
         loss += leaf.losses[0].loss;
-        tree.push(leaf.gradient, |into, other| engine.device.add_assign(into, &other));
+        tree.push(position as u64, leaf.gradient, |into, other| engine.device.add_assign(into, other));
     }
     let count = input.groups.len() as f64;
     let mut out =
         vec![TraceTensor { name: "loss".into(), shape: vec![1], values: vec![(loss / count) as f32] }];
-    let Some(sum) = tree.finish(|into, other| engine.device.add_assign(into, &other)) else { return Ok(out) };
+    let Some(sum) = tree.finish(|into, other| engine.device.add_assign(into, other)) else { return Ok(out) };
     let gradient = engine.device.download(&sum);
     let layout = &engine.adapter.as_ref().expect("a loss needs an adapter").layout;
     for (slot, tensors) in layout.slots().iter().zip(&adapter.tensors) {

@@ -144,10 +144,10 @@ impl<D: TrainDevice> Engine<D> {
     ) -> crate::Result<Leaf<D::Buf>> {
         let adapter = self.adapter.as_ref().expect("training attaches an adapter first");
         let ids = answer_ids(targets);
-        let columns = if objective.needs_full_vocabulary() { Columns::Full } else { Columns::Ids(ids.clone()) };
+        let columns = if objective.needs_full_vocabulary() { Columns::Full } else { Columns::Ids(ids) };
         let place = |id: u32| match &columns {
             Columns::Full => id as usize,
-            Columns::Ids(ids) => column(ids, id),
+            Columns::Ids(ids) => column(ids.as_slice(), id),
         };
         let sites = SitePlan::default();
         let (tape, logits) = self.answers(batch, &columns, true, dropout, &sites)?;

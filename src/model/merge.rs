@@ -35,12 +35,13 @@ pub fn merge(
     let mut adapted = HashMap::new();
     for tensors in &adapter.tensors {
         let name = format!("language_model.layers.{}.{}.weight", tensors.layer, tensors.module.path());
-        adapted.insert(checkpoint.stored_name(&name)?.to_owned(), tensors);
+        if let Some(stored) = checkpoint.stored_name(&name) {
+            adapted.insert(stored.to_owned(), tensors);
+        }
     }
-    let files = checkpoint.files();
-    let total = files.iter().map(|file| file.names().count()).sum();
+    let total = checkpoint.files().map(|file| file.names().count()).sum();
     let mut done = 0;
-    for file in files {
+    for file in checkpoint.files() {
         let mut merged: HashMap<String, Vec<u8>> = HashMap::new();
         let mut views = Vec::new();
         for name in file.names() {
@@ -86,17 +87,17 @@ fn copy_other_files(from: &Path, to: &Path) -> crate::Result<()> {
 }
 
 fn merge_tensor(view: &TensorView, tensors: &LoraTensors) -> Vec<u8> {
-    let mut values = view.to_f32();
+    let mut values: Vec<f64> = view.to_f32().into_iter().map(f64::from).collect();
     let (rank, inputs) = (tensors.rank, tensors.inputs);
     values.par_chunks_mut(inputs).zip(tensors.b.par_chunks(rank)).for_each(|(row, b)| {
         for (column, value) in row.iter_mut().enumerate() {
             let product: f64 =
                 (0..rank).map(|r| f64::from(b[r]) * f64::from(tensors.a[r * inputs + column])).sum();
-            *value = (f64::from(*value) + f64::from(tensors.scale) * product) as f32;
+            *value += f64::from(tensors.scale) * product;
         }
     });
     match view.dtype {
-        Dtype::Bf16 => values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Dtype::Bf16 => values.iter().flat_map(|&value| half::bf16::from_f64(value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|&value| (value as f32).to_le_bytes()).collect(),
     }
 }

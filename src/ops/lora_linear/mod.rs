@@ -7,7 +7,7 @@
 //! Cost: 2·T·in·out FLOPs forward and as many for dx, plus 2·T·r·(in+out) per LoRA product. Bound by arithmetic for T ≳ 50.
 
 mod cpu;
-mod philox;
+pub mod philox;
 mod reference;
 
 use super::Backend;
