@@ -3,17 +3,26 @@
 //! Everything here treats files as hostile until checked, copies no weight data, and names file and tensor in errors.
 
 mod adapter;
+mod adapter_config;
+mod atomic;
 mod checkpoint;
 mod config;
 mod error;
+mod header;
 mod hub;
+mod json;
+mod names;
 mod safetensors_file;
+mod safetensors_write;
 mod view;
 
-pub use adapter::{AdapterConfig, AdapterFile, LoraTensors, Module};
+pub use adapter::{AdapterFile, LoraTensors, Module};
+pub use adapter_config::{AdapterConfig, Naming, Scales, Targets};
 pub use checkpoint::Checkpoint;
 pub use config::{LayerKind, ModelConfig, Rope, TextConfig, VisionConfig};
 pub use error::Error;
 pub use hub::resolve_model;
+pub use names::canonical;
 pub use safetensors_file::SafetensorsFile;
+pub use safetensors_write::{TensorSpec, write_safetensors, write_safetensors_streamed};
 pub use view::{Dtype, TensorView};

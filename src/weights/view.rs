@@ -1,7 +1,8 @@
 //! A tensor inside a mapped file: shape, dtype and bytes, kept alive by the map it points into.
 
-use memmap2::Mmap;
-use std::sync::Arc;
+use super::Error;
+use memmap2::{Mmap, MmapMut};
+use std::{fmt, sync::Arc};
 
 /// Element types that the engine reads. Other safetensors dtypes are refused with the tensor's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +20,20 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// All of them, in the order of the format's reference writer: wider ones last.
+    pub const ALL: [Self; 5] = [Self::U8, Self::F16, Self::Bf16, Self::F32, Self::I64];
+
+    /// Name in a safetensors header.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::Bf16 => "BF16",
+            Self::F16 => "F16",
+            Self::I64 => "I64",
+            Self::U8 => "U8",
+        }
+    }
+
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
@@ -44,7 +59,39 @@ pub struct TensorView {
     pub name: Arc<str>,
 }
 
+impl fmt::Debug for TensorView {
+    /// Name, dtype and shape; never the data.
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        write!(formatter, "{} {} {:?}", self.name, self.dtype.name(), self.shape)
+    }
+}
+
 impl TensorView {
+    /// A view of bytes in memory, copied into a map of their own: for weights that were computed, not read.
+    ///
+    /// # Errors
+    /// [`Error::SizeMismatch`] if `bytes` is not what `shape` and `dtype` need; [`Error::Io`] without memory.
+    pub fn from_bytes(name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<Self, Error> {
+        let needed = shape.iter().try_fold(dtype.size(), |size, &extent| size.checked_mul(extent));
+        if needed != Some(bytes.len()) {
+            return Err(Error::SizeMismatch {
+                file: "memory".into(),
+                tensor: name.into(),
+                shape: shape.iter().map(|&extent| extent as u64).collect(),
+                dtype: dtype.name().into(),
+                expected: needed.unwrap_or(usize::MAX) as u64,
+                begin: 0,
+                end: bytes.len() as u64,
+            });
+        }
+        let io = |source| Error::Io { action: "allocate memory for", path: name.into(), source };
+        // A map cannot be empty.
+        let mut map = MmapMut::map_anon(bytes.len().max(1)).map_err(io)?;
+        map[..bytes.len()].copy_from_slice(bytes);
+        let map = Arc::new(map.make_read_only().map_err(io)?);
+        Ok(Self { map, start: 0, length: bytes.len(), dtype, shape: shape.to_vec(), name: name.into() })
+    }
+
     /// The raw little-endian bytes; no alignment is promised.
     pub fn bytes(&self) -> &[u8] {
         &self.map[self.start..self.start + self.length]
