@@ -193,7 +193,8 @@ fn decode_state(bytes: &[u8]) -> Result<(Position, TrainerTensors), String> {
     let text = header.metadata().as_ref().and_then(|map| map.get("position")).ok_or("no position in its metadata")?;
     let json: serde_json::Value = serde_json::from_str(text).map_err(|error| format!("broken position: {error}"))?;
     let field = |name: &str| json[name].as_u64().ok_or_else(|| format!("no `{name}` in its position"));
-    let position = Position { step: field("step")?, seed: field("seed")?, epoch: field("epoch")?, seen: field("seen")? };
+    let position =
+        Position { step: field("step")?, seed: field("seed")?, epoch: field("epoch")?, seen: field("seen")? };
     let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
     let tensor = |name: &str| -> Result<Vec<f32>, String> {
         let view = file.tensor(name).map_err(|error| format!("`{name}`: {error}"))?;

@@ -214,10 +214,26 @@ isa = "avx2"
             ("optimizer", "lr = 0", "`optimizer.lr` in c.toml:2 must be a number above 0, found 0"),
             ("optimizer", "lr = nan", "`optimizer.lr` in c.toml:2 must be a number above 0, found nan"),
             ("adapter", "rank = 0", "`adapter.rank` in c.toml:2 must be a whole number, at least 1, found 0"),
-            ("adapter", "dropout = 1.0", "`adapter.dropout` in c.toml:2 must be a number at least 0 and below 1, found 1.0"),
-            ("adapter", "modules = [\"q\", \"x\"]", "`adapter.modules` in c.toml:2 must be one or more of q, k, v, o, gate, up, down, found [\"q\", \"x\"]"),
-            ("objective", "lambda = -1", "`objective.lambda` in c.toml:2 must be a number at least 0, or inf, found -1"),
-            ("data", "paraphrases = \"sample:0\"", "`data.paraphrases` in c.toml:2 must be all, none or sample:K with K at least 1, found \"sample:0\""),
+            (
+                "adapter",
+                "dropout = 1.0",
+                "`adapter.dropout` in c.toml:2 must be a number at least 0 and below 1, found 1.0",
+            ),
+            (
+                "adapter",
+                "modules = [\"q\", \"x\"]",
+                "`adapter.modules` in c.toml:2 must be one or more of q, k, v, o, gate, up, down, found [\"q\", \"x\"]",
+            ),
+            (
+                "objective",
+                "lambda = -1",
+                "`objective.lambda` in c.toml:2 must be a number at least 0, or inf, found -1",
+            ),
+            (
+                "data",
+                "paraphrases = \"sample:0\"",
+                "`data.paraphrases` in c.toml:2 must be all, none or sample:K with K at least 1, found \"sample:0\"",
+            ),
             ("run", "seed = \"x\"", "`run.seed` in c.toml:2 must be a whole number, found \"x\""),
         ] {
             let error = Settings::parse(&format!("[{section}]\n{line}"), "c.toml").expect_err(line);

@@ -59,8 +59,12 @@ pub trait TrainEngine: MarginEngine {
 
     /// Loss of each group and the gradient *summed* over the groups, packed as one batch. `step` counts updates from 1 and
     /// `first_ordinal` is the first group's ordinal within the step: both key dropout masks.
-    fn leaf(&mut self, groups: &[EngineGroup], step: u32, first_ordinal: u32)
-    -> Result<(Vec<GroupLoss>, Self::Gradient)>;
+    fn leaf(
+        &mut self,
+        groups: &[EngineGroup],
+        step: u32,
+        first_ordinal: u32,
+    ) -> Result<(Vec<GroupLoss>, Self::Gradient)>;
     /// `into += other`, elementwise.
     fn add(&mut self, into: &mut Self::Gradient, other: &Self::Gradient);
     /// √Σg², summed in f64 in a fixed order.

@@ -125,7 +125,9 @@ pub enum Error {
         group: Option<String>,
     },
     /// Every recent answer is the same although the truths differ.
-    #[error("step {step}: all of the last {questions} answers are {answer}, while {label_yes} of these questions have the truth yes")]
+    #[error(
+        "step {step}: all of the last {questions} answers are {answer}, while {label_yes} of these questions have the truth yes"
+    )]
     Collapse {
         /// The step.
         step: u64,

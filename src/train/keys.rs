@@ -285,9 +285,8 @@ pub(super) fn find(name: &str, place: &str) -> Result<&'static Key, Error> {
 /// The nearest known key, by its name in whatever section, if any is near enough to be a slip.
 fn nearest(name: &str) -> Option<String> {
     let bare = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
-    let score = |known: &str| {
-        strsim::jaro_winkler(name, known).max(0.99 * strsim::jaro_winkler(&bare(name), &bare(known)))
-    };
+    let score =
+        |known: &str| strsim::jaro_winkler(name, known).max(0.99 * strsim::jaro_winkler(&bare(name), &bare(known)));
     KEYS.iter()
         .map(|key| (score(key.name), key.name))
         .max_by(|a, b| a.0.total_cmp(&b.0))

@@ -112,7 +112,8 @@ impl Log {
 /// then the file is not the one that the checkpoint was written with.
 pub(super) fn cut_back(path: &Path, step: u64) -> Result<Vec<Line>> {
     let io = |action| move |source| crate::Error::io(action, path, source);
-    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(io("write"))?;
+    let file =
+        OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(io("write"))?;
     let mut reader = BufReader::new(&file);
     let (mut kept, mut length, mut last, mut number) = (Vec::new(), 0, 0, 0);
     loop {
@@ -121,7 +122,11 @@ pub(super) fn cut_back(path: &Path, step: u64) -> Result<Vec<Line>> {
         number += 1;
         let problem = |problem: String| Error::Record { place: format!("{}:{number}", path.display()), problem };
         if bytes == 0 && last < step {
-            return Err(problem(format!("expected step {}, found the end; the checkpoint is of step {step}", last + 1)).into());
+            return Err(problem(format!(
+                "expected step {}, found the end; the checkpoint is of step {step}",
+                last + 1
+            ))
+            .into());
         }
         // Beyond the checkpoint a line may be torn: it is cut off unread.
         let line = match serde_json::from_str::<Line>(&text) {
@@ -184,7 +189,9 @@ mod tests {
         let kept = cut_back(&path, 2).expect("cut");
         assert_eq!(kept, [Line::Step(step(1)), Line::Step(step(2))]);
         let error = cut_back(&path, 3).expect_err("step 3 is gone");
-        assert!(error.to_string().ends_with("metrics.jsonl:3: expected step 3, found the end; the checkpoint is of step 3"));
+        assert!(
+            error.to_string().ends_with("metrics.jsonl:3: expected step 3, found the end; the checkpoint is of step 3")
+        );
         assert_eq!(cut_back(&path, 0).expect("cut"), []);
         assert_eq!(std::fs::read(&path).expect("read"), b"");
     }
@@ -194,6 +201,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(&path, "{\"step\": 1}\n").expect("written");
-        assert!(cut_back(&path, 1).expect_err("not metrics").to_string().contains("metrics.jsonl:1: expected a step's metrics"));
+        assert!(
+            cut_back(&path, 1)
+                .expect_err("not metrics")
+                .to_string()
+                .contains("metrics.jsonl:1: expected a step's metrics")
+        );
     }
 }

@@ -97,7 +97,8 @@ impl RunDir {
             table.insert(IDENTITY.to_owned(), identity);
             toml::to_string(&table)
         });
-        let text = record.map_err(|error| Error::Config { place: config.display().to_string(), problem: error.to_string() })?;
+        let text = record
+            .map_err(|error| Error::Config { place: config.display().to_string(), problem: error.to_string() })?;
         write_atomically(&config, format!("{HEADER}\n{text}").as_bytes())?;
         Ok(Self { path: path.into(), _lock: lock })
     }
@@ -274,10 +275,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("run");
         let run = RunDir::create(&path, &settings(), &identity()).expect("created");
-        for second in [
-            RunDir::create(&path, &settings(), &identity()),
-            RunDir::resume(&path, &settings(), &identity(), false),
-        ] {
+        for second in
+            [RunDir::create(&path, &settings(), &identity()), RunDir::resume(&path, &settings(), &identity(), false)]
+        {
             let error = train_error(second);
             assert!(matches!(error, Error::Locked { .. }), "{error}");
         }
@@ -311,7 +311,10 @@ mod tests {
 
         let other_data = RunIdentity { train_data: "e".into(), ..identity() };
         let error = train_error(RunDir::resume(&path, &settings(), &other_data, true));
-        assert!(error.to_string().contains("`identity.train_data` was \"d\" when the run began, found \"e\""), "{error}");
+        assert!(
+            error.to_string().contains("`identity.train_data` was \"d\" when the run began, found \"e\""),
+            "{error}"
+        );
         let other_unit = RunIdentity { unit: "cpu bf16 amx".into(), ..identity() };
         let error = train_error(RunDir::resume(&path, &settings(), &other_unit, false));
         assert!(error.to_string().contains("`identity.unit`"), "{error}");

@@ -271,15 +271,7 @@ impl Default for Settings {
                 template: None,
             },
             adapter: AdapterSettings {
-                modules: vec![
-                    Module::Q,
-                    Module::K,
-                    Module::V,
-                    Module::O,
-                    Module::Gate,
-                    Module::Up,
-                    Module::Down,
-                ],
+                modules: vec![Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down],
                 layers: Layers::All,
                 rank: 16,
                 alpha: 32.0,
@@ -369,7 +361,9 @@ mod tests {
 
     #[test]
     fn layers_read_ranges_and_lists_and_print_them_back() {
-        for (text, expected) in [("8-11", vec![8, 9, 10, 11]), ("2,3,7", vec![2, 3, 7]), (" 5 , 0-2 ", vec![0, 1, 2, 5])] {
+        for (text, expected) in
+            [("8-11", vec![8, 9, 10, 11]), ("2,3,7", vec![2, 3, 7]), (" 5 , 0-2 ", vec![0, 1, 2, 5])]
+        {
             assert_eq!(Layers::parse(text), Some(Layers::These(expected)));
         }
         for text in ["", "3-1", "a", "1,,2", "-3", "0-999999999"] {
@@ -395,7 +389,9 @@ mod tests {
         };
         let both = changed(|s| (s.schedule.epochs, s.schedule.steps) = (Some(1), Some(5)));
         assert_eq!(both, "schedule.epochs and schedule.steps: only one of them can say how long the run is");
-        assert!(changed(|s| s.schedule.groups_per_batch = 3).contains("8 groups a step cannot be split into launches of 3"));
+        assert!(
+            changed(|s| s.schedule.groups_per_batch = 3).contains("8 groups a step cannot be split into launches of 3")
+        );
         assert!(changed(|s| s.data.paraphrases = Paraphrases::None).contains("the loss compares phrasings"));
         let parts = changed(|s| {
             s.objective.loss = Some("paper".into());

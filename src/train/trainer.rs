@@ -174,7 +174,8 @@ fn one_step<E: TrainEngine>(
             group.with_phrasings(&chosen_phrasings(settings.data.paraphrases, seed, at.epoch, index, phrasings))
         })
         .collect();
-    let non_finite = |what, group: Option<&EngineGroup>| Error::NonFinite { what, step, group: group.map(|g| g.id.clone()) };
+    let non_finite =
+        |what, group: Option<&EngineGroup>| Error::NonFinite { what, step, group: group.map(|g| g.id.clone()) };
     let step_key = u32::try_from(step).unwrap_or(u32::MAX);
     let leaf_size = settings.schedule.groups_per_batch;
 
@@ -309,8 +310,12 @@ impl CollapseWatch {
         let mixed = 4 * label_yes >= questions && 4 * (questions - label_yes) >= questions;
         let constant = yes == 0 || yes == questions;
         let answer = if yes == 0 { "no" } else { "yes" };
-        (questions >= COLLAPSE_QUESTIONS && mixed && constant)
-            .then_some(Error::Collapse { step, questions, answer, label_yes })
+        (questions >= COLLAPSE_QUESTIONS && mixed && constant).then_some(Error::Collapse {
+            step,
+            questions,
+            answer,
+            label_yes,
+        })
     }
 }
 

@@ -72,7 +72,8 @@ fn error_of(result: Result<TrainSummary>) -> Error {
 fn resumed_run_equals_uninterrupted_run() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let expected = uninterrupted(&folder.path().join("whole"));
-    for name in ["checkpoints/step-5/manifest.json", "checkpoints/step-12/trainer_state.safetensors", "best/best.json"] {
+    for name in ["checkpoints/step-5/manifest.json", "checkpoints/step-12/trainer_state.safetensors", "best/best.json"]
+    {
         assert!(expected.contains_key(name), "{name} in {:?}", expected.keys());
     }
     for killed_at in 1..=12 {
@@ -136,11 +137,7 @@ fn half_written_checkpoint_is_skipped() {
             |c| fs::write(c.join("step-10/manifest.json"), "{\"step\": 10, ").expect("written"),
             "broken manifest.json: ",
         ),
-        (
-            ".step-10.tmp",
-            |c| fs::rename(c.join("step-10"), c.join(".step-10.tmp")).expect("renamed"),
-            "half-written",
-        ),
+        (".step-10.tmp", |c| fs::rename(c.join("step-10"), c.join(".step-10.tmp")).expect("renamed"), "half-written"),
     ];
     for (i, (name, damage, problem)) in damages.into_iter().enumerate() {
         let path = folder.path().join(format!("damaged-{i}"));
@@ -206,7 +203,11 @@ fn non_finite_values_stop_before_the_update_and_name_step_and_group() {
         // Epoch 1 is steps 4 to 6; the run goes on from step 5, and g4 is in step 6 of this seed's order.
         let order = epoch_order(3, 1, 11);
         let step = 4 + order.iter().position(|&index| index == 4).expect("every group") as u64 / 4;
-        let step = if step > 5 { step } else { 7 + epoch_order(3, 2, 11).iter().position(|&i| i == 4).expect("in") as u64 / 4 };
+        let step = if step > 5 {
+            step
+        } else {
+            7 + epoch_order(3, 2, 11).iter().position(|&i| i == 4).expect("in") as u64 / 4
+        };
         assert_eq!(error.to_string(), format!("step {step}: the {what} of group `g4` is not finite"));
         let (checkpoint, _) = run.newest_checkpoint().expect("read");
         assert_eq!(checkpoint.map(|found| found.step), Some(5));
