@@ -1,11 +1,38 @@
-//! train
+//! Training: settings, data order, schedule, the gradient tree, run directories with checkpoints, and the loop over an
+//! engine. Everything that decides a result is a function of the settings and the step, so that a run killed at any
+//! instant and resumed equals one that was never killed, bit for bit.
 
-/// Errors.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
-impl Error {
-    /// What to do.
-    pub fn hint(&self) -> Option<String> {
-        None
-    }
-}
+mod answers;
+mod checkpoint;
+mod config;
+pub mod durable;
+mod engine;
+mod error;
+mod gradient_tree;
+mod keys;
+mod metrics;
+pub mod order;
+mod progress;
+pub mod random;
+mod run_dir;
+mod schedule;
+mod settings;
+#[cfg(test)]
+mod toy;
+mod trainer;
+
+pub use answers::{AnswerCounts, says_yes};
+pub use checkpoint::{Checkpoint, Skipped};
+pub use engine::{EngineGroup, MarginEngine, TrainEngine, TrainerTensors};
+pub use error::Error;
+pub use gradient_tree::GradientTree;
+pub use keys::MODULES;
+pub use metrics::{StepMetrics, StepTiming};
+pub use progress::ProgressBar;
+pub use run_dir::{RunDir, RunIdentity};
+pub use schedule::Schedule;
+pub use settings::{
+    ACCURACY, AdapterSettings, CONSISTENCY, DataSettings, Decay, LOSSES, Layers, ModelSettings, ObjectiveSettings,
+    OptimizerSettings, Paraphrases, RunSettings, ScheduleSettings, Settings,
+};
+pub use trainer::{TrainSummary, train};

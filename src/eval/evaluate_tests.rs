@@ -1,0 +1,279 @@
+//! Promises of evaluation on questions with prescribed margins.
+
+use super::super::compare::compare;
+use super::super::metrics::METRICS;
+use super::super::results::StoredResults;
+use super::*;
+use crate::batch::TokenGroup;
+use crate::train::Error as TrainError;
+use std::fs;
+
+/// Margins by group id, and how many launches it may make before it "is killed".
+struct Prescribed {
+    margins: Vec<(&'static str, Vec<f64>)>,
+    launches_left: usize,
+    asked: Vec<String>,
+}
+
+impl MarginEngine for Prescribed {
+    fn margins(&mut self, groups: &[EngineGroup]) -> Result<Vec<Vec<f64>>> {
+        if self.launches_left == 0 {
+            return Err(crate::Error::Usage { message: "killed".into(), hint: None });
+        }
+        self.launches_left -= 1;
+        let find = |id: &str| self.margins.iter().find(|(known, _)| *known == id).expect("known").1.clone();
+        self.asked.extend(groups.iter().map(|group| group.id.clone()));
+        Ok(groups.iter().map(|group| find(&group.id)).collect())
+    }
+}
+
+/// (id, truth is yes, cluster, finding, phenomena of the paraphrases, margins)
+type Row = (&'static str, bool, &'static str, &'static str, &'static [&'static str], &'static [f64]);
+const ROWS: [Row; 4] = [
+    ("a", true, "report 1", "effusion", &["lexical", "scope"], &[2.0, 1.0, -1.0]),
+    ("b", false, "report 1", "effusion", &["lexical", "lexical"], &[-1.0, -3.0, 0.0]),
+    ("c", true, "report 2", "fracture", &["scope"], &[-0.5, 0.25]),
+    ("d", false, "report 3", "effusion", &["lexical", "scope"], &[1.5, 2.5, 3.5]),
+];
+
+fn questions() -> Vec<Question> {
+    let question = |(place, row): (usize, &Row)| Question {
+        group: EngineGroup {
+            id: row.0.into(),
+            tokens: TokenGroup {
+                prefix: vec![2, place as u32],
+                suffixes: (0..row.5.len()).map(|k| vec![k as u32, 9]).collect(),
+            },
+            yes: 5,
+            no: 6,
+            answer_yes: row.1,
+        },
+        phenomena: std::iter::once(None).chain(row.4.iter().map(|name| Some((*name).to_owned()))).collect(),
+        finding: Some(row.3.into()),
+        cluster: row.2.into(),
+    };
+    ROWS.iter().enumerate().map(question).collect()
+}
+
+fn engine() -> Prescribed {
+    let margins = ROWS.iter().map(|row| (row.0, row.5.to_vec())).collect();
+    Prescribed { margins, launches_left: usize::MAX, asked: Vec::new() }
+}
+
+fn header() -> Header {
+    Header { model: "m".into(), data: "d".into(), template: "t".into(), ..Header::default() }
+}
+
+fn run(engine: &mut Prescribed, header: &Header, limit: Option<usize>, folder: &Path) -> Result<Evaluation> {
+    let settings = EvalSettings { limit, ..EvalSettings::default() };
+    evaluate(engine, &questions(), header, &settings, Value::Null, folder, |_| {})
+}
+
+fn values(set: &MetricSet) -> [f64; METRICS.len()] {
+    std::array::from_fn(|metric| set.estimates[metric].value)
+}
+
+fn assert_close(found: [f64; METRICS.len()], expected: [f64; METRICS.len()]) {
+    for ((name, found), expected) in METRICS.iter().zip(found).zip(expected) {
+        assert!(
+            (found - expected).abs() < 1e-12 || (found.is_nan() && expected.is_nan()),
+            "{name}: {found}, {expected}"
+        );
+    }
+}
+
+#[test]
+fn metrics_are_those_of_a_hand_computed_example() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let evaluation = run(&mut engine(), &header(), None, folder.path()).expect("evaluated");
+    // Answers: a yes yes no | b no no no (a tie) | c no yes | d yes yes yes. Flips: a's second, c's first.
+    // |Δm|: 1 3 | 2 1 | 0.75 | 1 2. Originals 2, −1, −0.5, 1.5: mean 0.5, squares 2.25 + 2.25 + 1 + 1 = 6.5, over 3.
+    let sd = (6.5_f64 / 3.0).sqrt();
+    assert_close(values(&evaluation.metrics), [0.5, 2.0 / 7.0, 10.75 / 7.0, sd, 0.5, 6.0 / 11.0, 0.5]);
+    let counts = evaluation.metrics.counts;
+    assert_eq!((counts.ties, counts.questions, counts.pairs, evaluation.metrics.clusters), (1, 4, 7, 3));
+
+    // lexical: a (2, 1), b (−1, −3, 0), d (1.5, 2.5): no flips; scope: a (2, −1), c (−0.5, 0.25), d (1.5, 3.5).
+    let lexical = &evaluation.by_phenomenon["lexical"];
+    let sd = (31.0_f64 / 12.0).sqrt();
+    assert_close(values(lexical), [0.0, 0.0, 5.0 / 4.0, sd, 2.0 / 3.0, 5.0 / 7.0, 2.0 / 3.0]);
+    let scope = &evaluation.by_phenomenon["scope"];
+    assert_close(values(scope), [2.0 / 3.0, 2.0 / 3.0, 5.75 / 3.0, 1.75_f64.sqrt(), 1.0 / 3.0, 2.0 / 6.0, 2.0 / 3.0]);
+    let fracture = &evaluation.by_finding["fracture"];
+    assert_close(values(fracture), [1.0, 1.0, 0.75, f64::NAN, 0.0, 0.5, 0.0]);
+    assert_eq!(evaluation.by_finding["effusion"].counts.questions, 3);
+}
+
+#[test]
+fn intervals_enclose_the_value_and_resample_whole_clusters() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let evaluation = run(&mut engine(), &header(), None, folder.path()).expect("evaluated");
+    for (name, estimate) in METRICS.iter().zip(&evaluation.metrics.estimates) {
+        assert!(estimate.low <= estimate.value && estimate.value <= estimate.high, "{name}: {estimate:?}");
+        assert!(estimate.stderr > 0.0, "{name}");
+    }
+    // One cluster: every resample is the sample.
+    let one: Vec<Vec<Sample>> = evaluation.groups[..2].to_vec();
+    let set = MetricSet::of(&one, 100, 0);
+    assert_eq!(set.clusters, 1);
+    assert!(set.estimates.iter().all(|estimate| estimate.low == estimate.value && estimate.high == estimate.value));
+    // Two clusters, report 2 with rate 1 and report 3 with rate 0: resampled rates are 0, ½ and 1 only.
+    let set = MetricSet::of(&evaluation.groups[2..], 1000, 0);
+    let flips = set.get("flip_rate_question").expect("known");
+    assert_eq!((flips.value, flips.low, flips.high), (0.5, 0.0, 1.0));
+    assert!((flips.stderr - 0.125_f64.sqrt()).abs() < 0.02, "{}", flips.stderr);
+}
+
+#[test]
+fn samples_hold_what_was_asked_and_answered() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    run(&mut engine(), &header(), None, folder.path()).expect("evaluated");
+    let text = fs::read_to_string(folder.path().join("samples.jsonl")).expect("read");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 12);
+    assert_eq!(lines[0]["header"]["template"], "t");
+    let expected = json!({
+        "id": "a", "index": 2, "phenomenon": "scope", "finding": "effusion", "cluster": "report 1", "margin": -1.0,
+        "answer": "no", "truth": "yes", "flipped": true, "tokens": 4,
+        // sha256 of the little-endian words 2, 0, 2, 9, from Python's hashlib.
+        "tokens_sha256": "5b61f31c28f00b234dce8eb41c4a36d6b97c3da4657a26b03a4083dd07059c55",
+    });
+    assert_eq!(lines[3], expected);
+    assert_eq!(lines[1]["flipped"], Value::Null);
+    let results = StoredResults::read(folder.path()).expect("read");
+    for key in ["flip_rate_pair", "flip_rate_pair_stderr", "flip_rate_pair_low", "yes_rate_high", "n_clusters", "ties"]
+    {
+        assert!(results.json["results"][key].is_number(), "{key}");
+    }
+    assert_eq!(results.json["by_finding"]["fracture"]["margin_sd"], Value::Null);
+    assert_eq!((&results.json["data_hash"], &results.json["template_hash"]), (&"d".into(), &"t".into()));
+}
+
+#[test]
+fn a_killed_evaluation_goes_on_and_equals_an_uninterrupted_one() {
+    let whole = tempfile::tempdir().expect("temporary folder");
+    run(&mut engine(), &header(), None, whole.path()).expect("evaluated");
+    let expected = |name: &str| fs::read(whole.path().join(name)).expect("read");
+    let samples = expected("samples.jsonl");
+    // Killed after any byte of the file.
+    for cut in (0..=samples.len()).step_by(7) {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        fs::write(folder.path().join("samples.jsonl"), &samples[..cut]).expect("written");
+        let mut engine = engine();
+        let evaluation = run(&mut engine, &header(), None, folder.path()).expect("evaluated");
+        assert_eq!(evaluation.resumed + engine.asked.len(), 4, "cut at {cut}");
+        for name in ["samples.jsonl", "results.json"] {
+            assert_eq!(fs::read(folder.path().join(name)).expect("read"), expected(name), "{name} cut at {cut}");
+        }
+    }
+    let folder = tempfile::tempdir().expect("temporary folder");
+    run(&mut Prescribed { launches_left: 2, ..engine() }, &header(), None, folder.path()).expect_err("killed");
+    let mut second = engine();
+    assert_eq!(run(&mut second, &header(), None, folder.path()).expect("evaluated").resumed, 2);
+    assert_eq!(second.asked, ["c", "d"]);
+}
+
+#[test]
+fn a_limit_may_rise_and_fall() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let evaluation = run(&mut engine(), &header(), Some(2), folder.path()).expect("evaluated");
+    assert_eq!(evaluation.metrics.counts.questions, 2);
+    let mut more = engine();
+    run(&mut more, &header(), None, folder.path()).expect("evaluated");
+    assert_eq!(more.asked, ["c", "d"]);
+    let mut fewer = engine();
+    run(&mut fewer, &header(), Some(1), folder.path()).expect("evaluated");
+    assert!(fewer.asked.is_empty());
+    assert_eq!(StoredResults::read(folder.path()).expect("read").groups.len(), 1);
+}
+
+#[test]
+fn samples_of_another_evaluation_are_refused() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    run(&mut engine(), &header(), None, folder.path()).expect("evaluated");
+    let before = fs::read(folder.path().join("samples.jsonl")).expect("read");
+    let other = Header { adapter: Some("x".into()), ..header() };
+    let error = run(&mut engine(), &other, None, folder.path()).expect_err("another adapter");
+    assert!(error.to_string().ends_with("was begun with another adapter: it has none, this evaluation x"), "{error}");
+    let mut tokens = questions();
+    tokens[1].group.tokens.suffixes[2] = vec![77];
+    let settings = EvalSettings::default();
+    let error = evaluate(&mut engine(), &tokens, &header(), &settings, Value::Null, folder.path(), |_| {});
+    assert!(
+        error.expect_err("other tokens").to_string().ends_with("samples.jsonl:5: phrasing 2 of `b` had other tokens")
+    );
+    assert_eq!(fs::read(folder.path().join("samples.jsonl")).expect("read"), before);
+    let lock = FolderLock::take(folder.path()).expect("free");
+    let error = run(&mut engine(), &header(), None, folder.path()).expect_err("in use");
+    assert!(matches!(error, crate::Error::Train(TrainError::Locked { .. })), "{error}");
+    drop(lock);
+}
+
+#[test]
+fn bad_questions_are_refused_by_name() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let error = run(&mut engine(), &header(), Some(0), folder.path()).expect_err("none");
+    assert_eq!(error.to_string(), "there are no questions to evaluate");
+    let mut lone = questions();
+    lone[2].group.tokens.suffixes.truncate(1);
+    let settings = EvalSettings::default();
+    let error = evaluate(&mut engine(), &lone, &header(), &settings, Value::Null, folder.path(), |_| {});
+    assert_eq!(error.expect_err("lone").to_string(), "group `c` has no paraphrase, so it cannot flip");
+    let mut broken = engine();
+    broken.margins[1].1[2] = f64::NAN;
+    let error = run(&mut broken, &header(), None, folder.path()).expect_err("not finite");
+    assert_eq!(error.to_string(), "phrasing 2 of group `b` has a margin of NaN");
+}
+
+#[test]
+fn comparing_pairs_the_questions_of_two_results() {
+    let (first, second) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    run(&mut engine(), &header(), None, first.path()).expect("evaluated");
+    let mut better = engine();
+    better.margins = vec![
+        ("a", vec![2.0, 2.0, 2.0]),
+        ("b", vec![-1.0, -1.0, -1.0]),
+        ("c", vec![0.5, 0.5]),
+        ("d", vec![-1.0, -1.0, -1.0]),
+    ];
+    let trained = Header { adapter: Some("x".into()), ..header() };
+    run(&mut better, &trained, None, second.path()).expect("evaluated");
+    let read = |folder: &tempfile::TempDir| StoredResults::read(folder.path()).expect("read");
+    let rows = compare(&read(&first), &read(&second), 10_000, 0).expect("compared");
+    let expected = [
+        ("flip_rate_question", 0.5, 0.0, 4, 0.5),
+        ("flip_rate_pair", 2.0 / 7.0, 0.0, 7, 0.5),
+        ("margin_difference", 10.75 / 7.0, 0.0, 7, 0.25),
+        ("accuracy_all", 6.0 / 11.0, 1.0, 11, 0.25),
+    ];
+    // Exact p over 3 clusters: question and pair flips fall in two of them (2 of 4 patterns), the others in all three
+    // (2 of 8).
+    for (row, (metric, a, b, n, p)) in rows.iter().zip(expected) {
+        assert_eq!((row.metric, row.n, row.clusters), (metric, n, 3));
+        assert!((row.first - a).abs() < 1e-12 && (row.second - b).abs() < 1e-12, "{row:?}");
+        assert!((row.difference - (b - a)).abs() < 1e-12 && (row.p_value - p).abs() < 0.02, "{row:?}");
+    }
+    let same = compare(&read(&first), &read(&first), 10_000, 0).expect("compared");
+    assert!(same.iter().all(|row| row.difference == 0.0 && row.p_value == 1.0));
+}
+
+#[test]
+fn results_on_other_data_are_not_compared() {
+    let (first, second) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    run(&mut engine(), &header(), None, first.path()).expect("evaluated");
+    run(&mut engine(), &Header { data: "e".into(), ..header() }, None, second.path()).expect("evaluated");
+    let read = |folder: &tempfile::TempDir| StoredResults::read(folder.path()).expect("read");
+    let refused = |a: &StoredResults, b: &StoredResults| compare(a, b, 10, 0).expect_err("refused").to_string();
+    assert!(refused(&read(&first), &read(&second)).ends_with("their data hashes are d and e"));
+    let mut fewer = read(&first);
+    fewer.groups.truncate(3);
+    assert!(refused(&read(&first), &fewer).ends_with("they have 4 and 3 questions"));
+    let mut other = read(&first);
+    other.groups[1][0].truth = "yes".into();
+    assert!(
+        refused(&read(&first), &other)
+            .ends_with("question 2 is `b` (3 phrasings, truth no) and `b` (3 phrasings, truth yes)")
+    );
+    fs::remove_file(first.path().join("samples.jsonl")).expect("removed");
+    assert!(StoredResults::read(first.path()).is_err());
+}

@@ -1,0 +1,252 @@
+//! `samples.jsonl`: a header that says what was evaluated, then one record a phrasing, appended group by group. A restarted
+//! evaluation checks the header, keeps the whole groups and goes on; a torn tail is cut off.
+
+use super::Error;
+use crate::error::Result;
+use crate::train::durable::sha256;
+use crate::train::{EngineGroup, says_yes};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A question to evaluate.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Its prompts and truth.
+    pub group: EngineGroup,
+    /// Paraphrase phenomenon of each phrasing, where known; the original's is unused. May be shorter than the phrasings.
+    pub phenomena: Vec<Option<String>>,
+    /// The finding asked about, where known.
+    pub finding: Option<String>,
+    /// Report or image that its questions share: the unit of resampling.
+    pub cluster: String,
+}
+
+/// What an evaluation's margins depend on. All of it must be equal for an evaluation to go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Identifies the model's files.
+    pub model: String,
+    /// Identifies the adapter's files; `None` without one.
+    pub adapter: Option<String>,
+    /// Hash of the data file.
+    pub data: String,
+    /// Hash of the prompt template.
+    pub template: String,
+    /// Precision computed with.
+    pub precision: String,
+    /// What decides the bits beyond that: device and unit.
+    pub unit: String,
+    /// Version of unflip.
+    pub version: String,
+}
+
+impl Header {
+    fn first_difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
+        let none = "none".to_owned();
+        let pairs = [
+            ("model", &self.model, &other.model),
+            ("adapter", self.adapter.as_ref().unwrap_or(&none), other.adapter.as_ref().unwrap_or(&none)),
+            ("data hash", &self.data, &other.data),
+            ("template hash", &self.template, &other.template),
+            ("precision", &self.precision, &other.precision),
+            ("unit", &self.unit, &other.unit),
+            ("version", &self.version, &other.version),
+        ];
+        let different = pairs.into_iter().find(|(_, stored, given)| stored != given);
+        different.map(|(key, stored, given)| (key, stored.clone(), given.clone()))
+    }
+}
+
+/// One phrasing's record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Id of its group.
+    pub id: String,
+    /// Phrasing; 0 is the original.
+    pub index: usize,
+    /// Phenomenon of a paraphrase, where known.
+    pub phenomenon: Option<String>,
+    /// Finding asked about, where known.
+    pub finding: Option<String>,
+    /// Unit of resampling.
+    pub cluster: String,
+    /// z_yes − z_no.
+    pub margin: f64,
+    /// `yes` iff the margin is above 0, else `no`.
+    pub answer: String,
+    /// `yes` or `no`.
+    pub truth: String,
+    /// Whether the answer differs from the original's; `None` for the original.
+    pub flipped: Option<bool>,
+    /// Tokens of the prompt.
+    pub tokens: usize,
+    /// SHA-256 of the prompt's token ids as little-endian u32.
+    pub tokens_sha256: String,
+}
+
+fn word(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
+}
+
+impl Sample {
+    /// Records of one question's phrasings.
+    pub fn of(question: &Question, margins: &[f64]) -> Result<Vec<Self>, Error> {
+        let group = &question.group;
+        let original = margins.first().copied().map(says_yes);
+        let record = |(index, &margin): (usize, &f64)| {
+            if !margin.is_finite() {
+                return Err(Error::NonFinite { group: group.id.clone(), index, margin });
+            }
+            let (tokens, tokens_sha256) = prompt_identity(group, index);
+            Ok(Self {
+                id: group.id.clone(),
+                index,
+                phenomenon: question.phenomena.get(index).cloned().flatten().filter(|_| index > 0),
+                finding: question.finding.clone(),
+                cluster: question.cluster.clone(),
+                margin,
+                answer: word(says_yes(margin)),
+                truth: word(group.answer_yes),
+                flipped: (index > 0).then(|| Some(says_yes(margin)) != original),
+                tokens,
+                tokens_sha256,
+            })
+        };
+        margins.iter().enumerate().map(record).collect()
+    }
+}
+
+/// Length and hash of one prompt.
+fn prompt_identity(group: &EngineGroup, index: usize) -> (usize, String) {
+    let suffix = group.tokens.suffixes.get(index).map_or(&[][..], Vec::as_slice);
+    let bytes: Vec<u8> = group.tokens.prefix.iter().chain(suffix).flat_map(|id| id.to_le_bytes()).collect();
+    (bytes.len() / 4, sha256(&bytes))
+}
+
+#[derive(Serialize, Deserialize)]
+struct HeaderLine {
+    header: Header,
+}
+
+/// An open `samples.jsonl`.
+#[derive(Debug)]
+pub(super) struct SampleFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl SampleFile {
+    /// Opens or begins the file and returns the groups that are whole, in the order of `questions`.
+    pub fn open(path: &Path, header: &Header, questions: &[Question]) -> Result<(Self, Vec<Vec<Sample>>)> {
+        let io = |action| move |source| crate::Error::io(action, path, source);
+        let text = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(io("read")(error)),
+        };
+        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let (stored, groups, length) = parse(path, &text[..whole])?;
+        if let Some((key, stored, given)) = stored.as_ref().and_then(|stored| stored.first_difference(header)) {
+            let path = path.display().to_string();
+            return Err(Error::OtherEvaluation { path, key: key.into(), stored, given }.into());
+        }
+        // Groups beyond the last question may stand when --limit fell; they are kept and not used.
+        let mut length = length;
+        let mut finished = Vec::new();
+        for (group, question) in groups.into_iter().zip(questions) {
+            let first = &group.samples[0];
+            if first.id != question.group.id {
+                let problem = format!("expected group `{}`, found `{}`", question.group.id, first.id);
+                return Err(Error::Record { place: format!("{}:{}", path.display(), group.line), problem }.into());
+            }
+            for sample in &group.samples {
+                if prompt_identity(&question.group, sample.index).1 != sample.tokens_sha256 {
+                    let problem = format!("phrasing {} of `{}` had other tokens", sample.index, sample.id);
+                    return Err(Error::Record { place: format!("{}:{}", path.display(), group.line), problem }.into());
+                }
+            }
+            if group.samples.len() != question.group.tokens.suffixes.len() {
+                length = group.start;
+                break;
+            }
+            finished.push(group.samples);
+        }
+        let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(io("write"))?;
+        file.set_len(length as u64).map_err(io("write"))?;
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(io("write"))?;
+        let mut opened = Self { path: path.into(), file };
+        if stored.is_none() {
+            opened.write(&[HeaderLine { header: header.clone() }])?;
+        }
+        Ok((opened, finished))
+    }
+
+    /// Appends one group's records with one write.
+    pub fn append(&mut self, samples: &[Sample]) -> Result<()> {
+        self.write(samples)
+    }
+
+    fn write(&mut self, lines: &[impl Serialize]) -> Result<()> {
+        let mut write = || {
+            let mut text = Vec::new();
+            for line in lines {
+                serde_json::to_writer(&mut text, line)?;
+                text.push(b'\n');
+            }
+            self.file.write_all(&text)
+        };
+        write().map_err(|source: std::io::Error| crate::Error::io("write", &self.path, source))
+    }
+
+    /// Puts everything on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|source| crate::Error::io("sync", &self.path, source))
+    }
+}
+
+/// Consecutive records of one group.
+struct StoredGroup {
+    samples: Vec<Sample>,
+    /// Byte where it starts.
+    start: usize,
+    /// Line where it starts.
+    line: usize,
+}
+
+/// Header, groups and length of the readable part.
+fn parse(path: &Path, text: &[u8]) -> Result<(Option<Header>, Vec<StoredGroup>, usize), Error> {
+    let mut header = None;
+    let mut groups: Vec<StoredGroup> = Vec::new();
+    let mut start = 0;
+    for (number, line) in (1..).zip(text.split_inclusive(|&byte| byte == b'\n')) {
+        let problem = |problem: String| Error::Record { place: format!("{}:{number}", path.display()), problem };
+        if header.is_none() {
+            let found: HeaderLine = serde_json::from_slice(line)
+                .map_err(|error| problem(format!("expected an evaluation's header: {error}")))?;
+            header = Some(found.header);
+        } else {
+            let sample: Sample =
+                serde_json::from_slice(line).map_err(|error| problem(format!("expected a sample: {error}")))?;
+            match groups.last_mut().filter(|_| sample.index > 0) {
+                Some(group) if group.samples[0].id == sample.id && group.samples.len() == sample.index => {
+                    group.samples.push(sample);
+                }
+                None if sample.index == 0 => groups.push(StoredGroup { samples: vec![sample], start, line: number }),
+                _ => return Err(problem(format!("phrasing {} of `{}` is out of order", sample.index, sample.id))),
+            }
+        }
+        start += line.len();
+    }
+    Ok((header, groups, start))
+}
+
+/// Header and groups of a finished file.
+pub(super) fn read(path: &Path) -> Result<(Header, Vec<Vec<Sample>>)> {
+    let text = fs::read(path).map_err(|source| crate::Error::io("read", path, source))?;
+    let (header, groups, _) = parse(path, &text)?;
+    let place = || format!("{}:1", path.display());
+    let header = header.ok_or_else(|| Error::Record { place: place(), problem: "the file is empty".into() })?;
+    Ok((header, groups.into_iter().map(|group| group.samples).collect()))
+}

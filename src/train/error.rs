@@ -1,0 +1,174 @@
+//! Errors of settings, run directories, checkpoints and of training itself.
+
+use super::checkpoint::Skipped;
+
+/// A run that cannot start or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A key that is no setting.
+    #[error("unknown setting `{key}` in {place}{}", nearest.as_ref().map(|near| format!(": did you mean `{near}`?")).unwrap_or_default())]
+    UnknownKey {
+        /// As given, `section.name`.
+        key: String,
+        /// `file:line` or `flags`.
+        place: String,
+        /// The nearest known key, if any is near.
+        nearest: Option<String>,
+    },
+    /// A value that a setting does not accept.
+    #[error("`{key}` in {place} must be {expected}, found {found}")]
+    Setting {
+        /// `section.name`.
+        key: String,
+        /// `file:line` or `flags`.
+        place: String,
+        /// What it accepts.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// Settings that exclude each other.
+    #[error("{keys}: {problem}")]
+    Conflict {
+        /// The keys.
+        keys: String,
+        /// Why they cannot stand together.
+        problem: String,
+    },
+    /// A file that is not TOML.
+    #[error("{place}: {problem}")]
+    Config {
+        /// `file:line`.
+        place: String,
+        /// What the parser says.
+        problem: String,
+    },
+    /// A run directory that already holds something else.
+    #[error("{path} is not empty and not a run directory: it holds `{found}`")]
+    Foreign {
+        /// The directory.
+        path: String,
+        /// One of its entries.
+        found: String,
+    },
+    /// A new run where one exists.
+    #[error("{path} already holds a run")]
+    Exists {
+        /// The directory.
+        path: String,
+    },
+    /// Resuming where there is no run.
+    #[error("{path} is not a run directory: expected a `config.toml`")]
+    NotARun {
+        /// The directory.
+        path: String,
+    },
+    /// Another process has the directory.
+    #[error("{path} is in use by another process")]
+    Locked {
+        /// The directory.
+        path: String,
+    },
+    /// Resuming with something other than the run began with.
+    #[error("cannot resume {path}: `{key}` was {stored} when the run began, found {given}")]
+    Changed {
+        /// The run directory.
+        path: String,
+        /// The first key that differs.
+        key: String,
+        /// As stored.
+        stored: String,
+        /// As given.
+        given: String,
+    },
+    /// Checkpoints exist, none is whole.
+    #[error("{path} has no complete checkpoint: {}", list(skipped))]
+    NoCompleteCheckpoint {
+        /// The run directory.
+        path: String,
+        /// What was found instead, newest first.
+        skipped: Vec<Skipped>,
+    },
+    /// A checkpoint whose files are intact but do not fit.
+    #[error("checkpoint {path}: {problem}")]
+    Checkpoint {
+        /// Its folder or file.
+        path: String,
+        /// What was expected and what was found.
+        problem: String,
+    },
+    /// A file of the run that was changed by something else.
+    #[error("{place}: {problem}")]
+    Record {
+        /// `file:line`.
+        place: String,
+        /// What was expected and what was found.
+        problem: String,
+    },
+    /// Nothing to train on.
+    #[error("there are no training groups")]
+    NoGroups,
+    /// A loss over pairs and a group without one.
+    #[error("group `{group}` has no paraphrase, but the loss compares phrasings")]
+    NoParaphrase {
+        /// Its id.
+        group: String,
+    },
+    /// The model left the numbers.
+    #[error("step {step}: the {what} of {} is not finite", group.as_ref().map_or("the whole step".to_owned(), |id| format!("group `{id}`")))]
+    NonFinite {
+        /// `loss`, `margin` or `gradient`.
+        what: &'static str,
+        /// The update that was not made.
+        step: u64,
+        /// Where it appeared, if one group alone shows it.
+        group: Option<String>,
+    },
+    /// Every recent answer is the same although the truths differ.
+    #[error(
+        "step {step}: all of the last {questions} answers are {answer}, while {label_yes} of these questions have the truth yes"
+    )]
+    Collapse {
+        /// The step.
+        step: u64,
+        /// Questions looked at.
+        questions: u64,
+        /// `yes` or `no`.
+        answer: &'static str,
+        /// Truths among them.
+        label_yes: u64,
+    },
+}
+
+fn list(skipped: &[Skipped]) -> String {
+    skipped.iter().map(|one| format!("{} ({})", one.name, one.problem)).collect::<Vec<_>>().join(", ")
+}
+
+impl Error {
+    /// What to do.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::UnknownKey { .. } | Self::Setting { .. } | Self::Config { .. } => {
+                "`unflip train --help` lists every setting".to_owned()
+            }
+            Self::Conflict { keys, .. } => format!("give only one of {keys}, or make them fit"),
+            Self::Foreign { .. } => "choose a new or an empty directory".to_owned(),
+            Self::Exists { .. } => "resume it with --resume, or choose another directory".to_owned(),
+            Self::NotARun { .. } => "leave --resume out to start a run there".to_owned(),
+            Self::Locked { .. } => "wait for the other process, or choose another directory".to_owned(),
+            Self::Changed { .. } => "resume with the stored value, or start a run in another directory".to_owned(),
+            Self::NoCompleteCheckpoint { .. } | Self::Checkpoint { .. } | Self::Record { .. } => {
+                "restore the directory from a copy, or start a run in another directory".to_owned()
+            }
+            Self::NoGroups => "check data.train and data.limit".to_owned(),
+            Self::NoParaphrase { .. } => {
+                "add a paraphrase, or train on the originals with objective.loss = \"ce-binary\"".to_owned()
+            }
+            Self::NonFinite { .. } => {
+                "lower optimizer.lr or set optimizer.clip; the last checkpoint is kept".to_owned()
+            }
+            Self::Collapse { .. } => "raise objective.lambda: consistency alone rewards constant answers".to_owned(),
+        };
+        Some(hint)
+    }
+}
