@@ -89,7 +89,10 @@ mod tests {
         for total in 0..700 {
             for longest in [1, 8, 100, 256] {
                 let part = even(total, longest, 8);
-                assert!(part <= longest.max(8) && part % 8 == 0, "{total} in parts of {part}, at most {longest}");
+                assert!(
+                    part <= longest.max(8) && part.is_multiple_of(8),
+                    "{total} in parts of {part}, at most {longest}"
+                );
                 assert!(total == 0 || part > 0);
             }
         }

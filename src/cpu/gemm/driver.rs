@@ -155,7 +155,7 @@ const COPY_FROM: usize = 48;
 
 /// # Safety
 /// As [`block`].
-unsafe fn run<K: Kernel>(
+pub(super) unsafe fn run<K: Kernel>(
     rows: Range<usize>,
     columns: Range<usize>,
     segments: &[Segment<'_>],
