@@ -7,7 +7,7 @@ ready. Needs torch in the Python that runs it, and cargo.
 
     tools/race_matmul.py [--threads 2] [--rounds 9] [--passes 5] [--isa NAME] [--output FILE.json]
 
-Prints a table of medians over the rounds and writes every round to docs/benchmarks/matmul-<machine>.json.
+Prints a table of medians and best times over the rounds and writes every round to docs/benchmarks/matmul-<machine>.json.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def torch_products(torch, shapes, rows):
 
 
 def torch_round(torch, products, passes):
-    """Median seconds of each product over the passes, after one pass to warm up."""
+    """Median and least seconds of each product over the passes, after one pass to warm up."""
     seconds = [[] for _ in products]
     for index in range(passes + 1):
         for times, (left, right) in zip(seconds, products):
@@ -54,7 +54,7 @@ def torch_round(torch, products, passes):
             elapsed = time.perf_counter() - start
             if index:
                 times.append(elapsed)
-    return [statistics.median(times) for times in seconds]
+    return [{"seconds": statistics.median(times), "least_seconds": min(times)} for times in seconds]
 
 
 def cpu_name() -> str:
@@ -83,11 +83,12 @@ def main() -> None:
     if arguments.isa:
         command += ["--isa", arguments.isa]
 
+    load = os.getloadavg()[0]
     rounds, products = [], None
     for _ in range(arguments.rounds):
         report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         products = products or torch_products(torch, report["products"], arguments.rows)
-        rounds.append({"engine": report, "torch_seconds": torch_round(torch, products, arguments.passes)})
+        rounds.append({"engine": report, "torch": torch_round(torch, products, arguments.passes)})
 
     first = rounds[0]["engine"]
     peaks = [statistics.median(r["engine"][key] for r in rounds) for key in ("peak_one_core_gflops", "peak_gflops")]
@@ -96,22 +97,28 @@ def main() -> None:
     print(f"{machine}, {first['isa']}, {arguments.threads} threads, {arguments.rows} rows, {len(rounds)} rounds")
     print(f"torch {torch.__version__}" + (f" with MKL {mkl.group(1)}" if mkl else ""))
     print(f"peak multiply-add rate: one core {peaks[0]:.1f}, all {peaks[1]:.1f} GFLOP/s\n")
-    print(f"{'product':<14}{'in':>6}{'out':>6}{'engine':>9}{'torch':>9}  GFLOP/s, median   engine/torch")
-    table, totals = [], [0.0, 0.0]
+    if load > 0.5:
+        print(f"other work is running (load {load:.1f}): medians are not to be trusted, least times less wrong\n")
+    print(f"{'':<26}{'GFLOP/s, median':^18}{'ratio':>7}{'GFLOP/s, best':^20}{'ratio':>7}")
+    print(f"{'product':<14}{'in':>6}{'out':>6}{'engine':>9}{'torch':>9}{'':>7}{'engine':>10}{'torch':>10}")
+    table, ratios = [], {}
+    totals = {"median": [0.0, 0.0], "best": [0.0, 0.0]}
     for index, product in enumerate(first["products"]):
-        engine = statistics.median(r["engine"]["products"][index]["seconds"] for r in rounds)
-        other = statistics.median(r["torch_seconds"][index] for r in rounds)
         work = 2e-9 * arguments.rows * product["in"] * product["out"]
-        totals = [totals[0] + engine, totals[1] + other]
-        name = f"{product['projection']} {product['pass']}"
-        print(f"{name:<14}{product['in']:>6}{product['out']:>6}{work / engine:>9.1f}{work / other:>9.1f}{other / engine:>33.2f}")
-        table.append({"product": name, "engine_gflops": work / engine, "torch_gflops": work / other})
-    per_round = [
-        sum(r["torch_seconds"]) / sum(p["seconds"] for p in r["engine"]["products"]) for r in rounds
-    ]
-    ratio = totals[1] / totals[0]
-    print(f"\ntime-weighted: engine at {100 * ratio:.0f} % of torch's speed", end=" ")
-    print(f"(rounds {100 * min(per_round):.0f} to {100 * max(per_round):.0f} %, median {100 * statistics.median(per_round):.0f} %)")
+        row = {"product": f"{product['projection']} {product['pass']}"}
+        line = f"{row['product']:<14}{product['in']:>6}{product['out']:>6}"
+        for name, key, pick in (("median", "seconds", statistics.median), ("best", "least_seconds", min)):
+            engine = pick(r["engine"]["products"][index][key] for r in rounds)
+            other = pick(r["torch"][index][key] for r in rounds)
+            totals[name] = [totals[name][0] + engine, totals[name][1] + other]
+            row[name] = {"engine_gflops": work / engine, "torch_gflops": work / other}
+            line += f"{work / engine:>{9 if name == 'median' else 10}.1f}{work / other:>{9 if name == 'median' else 10}.1f}{other / engine:>7.2f}"
+        print(line)
+        table.append(row)
+    print()
+    for name, (engine, other) in totals.items():
+        ratios[name] = other / engine
+        print(f"time-weighted, {name}: engine at {100 * other / engine:.0f} % of torch's speed")
 
     slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
     path = arguments.output or ROOT / "docs" / "benchmarks" / f"matmul-{slug}.json"
@@ -126,8 +133,9 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "peak_one_core_gflops": peaks[0],
         "peak_gflops": peaks[1],
-        "time_weighted_ratio": ratio,
-        "medians": table,
+        "load_before": load,
+        "time_weighted_ratio": ratios,
+        "products": table,
         "rounds": rounds,
     }
     path.write_text(json.dumps(record, indent=1) + "\n")

@@ -51,9 +51,9 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(t: &Tile<'_>) {
     // over ROWS rows from `row` on.
     unsafe {
         if load {
-            for r in 0..ROWS {
-                for q in 0..PANELS {
-                    sums[r][q] = [_mm256_loadu_ps(at(r, q, 0)), _mm256_loadu_ps(at(r, q, 1))];
+            for (r, row) in sums.iter_mut().enumerate() {
+                for (q, sum) in row.iter_mut().enumerate() {
+                    *sum = [_mm256_loadu_ps(at(r, q, 0)), _mm256_loadu_ps(at(r, q, 1))];
                 }
             }
         } else {
@@ -83,10 +83,10 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(t: &Tile<'_>) {
                 right = right.add(16);
             }
         }
-        for r in 0..ROWS {
-            for q in 0..PANELS {
-                _mm256_storeu_ps(at(r, q, 0), sums[r][q][0]);
-                _mm256_storeu_ps(at(r, q, 1), sums[r][q][1]);
+        for (r, row) in sums.iter().enumerate() {
+            for (q, sum) in row.iter().enumerate() {
+                _mm256_storeu_ps(at(r, q, 0), sum[0]);
+                _mm256_storeu_ps(at(r, q, 1), sum[1]);
             }
         }
     }

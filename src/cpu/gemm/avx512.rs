@@ -57,9 +57,9 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(t: &Tile<'_>) {
     // over ROWS rows from `row` on.
     unsafe {
         if load {
-            for r in 0..ROWS {
-                for q in 0..PANELS {
-                    sums[r][q] = [_mm512_loadu_ps(at(r, q, 0)), _mm512_loadu_ps(at(r, q, 1))];
+            for (r, row) in sums.iter_mut().enumerate() {
+                for (q, sum) in row.iter_mut().enumerate() {
+                    *sum = [_mm512_loadu_ps(at(r, q, 0)), _mm512_loadu_ps(at(r, q, 1))];
                 }
             }
         } else {
@@ -90,10 +90,10 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(t: &Tile<'_>) {
                 right = right.add(32);
             }
         }
-        for r in 0..ROWS {
-            for q in 0..PANELS {
-                _mm512_storeu_ps(at(r, q, 0), sums[r][q][0]);
-                _mm512_storeu_ps(at(r, q, 1), sums[r][q][1]);
+        for (r, row) in sums.iter().enumerate() {
+            for (q, sum) in row.iter().enumerate() {
+                _mm512_storeu_ps(at(r, q, 0), sum[0]);
+                _mm512_storeu_ps(at(r, q, 1), sum[1]);
             }
         }
     }

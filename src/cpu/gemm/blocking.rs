@@ -22,28 +22,27 @@ pub(super) struct Blocking {
     pub rows: usize,
     /// Columns packed at a time.
     pub columns: usize,
+    /// Columns that go through all of k before the next ones begin.
+    pub band: usize,
 }
 
 impl Blocking {
     /// Sizes for a product of `rows` rows and total length `k`, packed into panels of `panel` columns.
     pub(super) fn new(rows: usize, k: usize, tile_rows: usize, panel: usize) -> Self {
         let caches = caches();
-        // With one or two tiles of rows a panel is hardly used again, so it need not stay in the first level: long runs
-        // of k keep C from passing through memory and read weights stored [n, k] in longer stretches.
-        let longest = if rows <= 2 * tile_rows {
-            caches.l2 / 8 / (4 * panel)
-        } else {
-            (caches.l1 / 2 / (4 * panel)).clamp(128, 512)
-        };
+        let longest = (caches.l1 * 5 / 8 / (4 * panel)).clamp(128, 512);
         let k_block = even(k, longest, 8);
         let most_rows = (caches.l2 / 2 / (4 * k_block.max(1))).max(tile_rows);
-        Self { k: k_block, rows: even(rows, most_rows, tile_rows), columns: COLUMNS.next_multiple_of(panel) }
+        let columns = COLUMNS.next_multiple_of(panel);
+        // With few rows reading Right is what costs: weights stored [n, k] are then read once, in the order they lie in.
+        let band = if rows <= 2 * tile_rows { columns } else { usize::MAX };
+        Self { k: k_block, rows: even(rows, most_rows, tile_rows), columns, band }
     }
 }
 
-/// Columns of Right packed at a time: enough to read rows of weights stored [k, n] in whole stretches, few enough for
-/// the packed block to be still in the second-level cache when it is used.
-const COLUMNS: usize = 128;
+/// Columns packed at a time: enough to read rows of weights stored `[k, n]` in whole cache lines, few enough for the packed
+/// block to be in the second-level cache when it is used.
+const COLUMNS: usize = 64;
 
 /// The length of equal parts of `total`, each at most `longest` and a multiple of `step`.
 fn even(total: usize, longest: usize, step: usize) -> usize {
@@ -90,7 +89,10 @@ mod tests {
         for total in 0..700 {
             for longest in [1, 8, 100, 256] {
                 let part = even(total, longest, 8);
-                assert!(part <= longest.max(8) && part % 8 == 0, "{total} in parts of {part}, at most {longest}");
+                assert!(
+                    part <= longest.max(8) && part.is_multiple_of(8),
+                    "{total} in parts of {part}, at most {longest}"
+                );
                 assert!(total == 0 || part > 0);
             }
         }

@@ -155,7 +155,7 @@ const COPY_FROM: usize = 48;
 
 /// # Safety
 /// As [`block`].
-unsafe fn run<K: Kernel>(
+pub(super) unsafe fn run<K: Kernel>(
     rows: Range<usize>,
     columns: Range<usize>,
     segments: &[Segment<'_>],
@@ -176,33 +176,49 @@ unsafe fn run<K: Kernel>(
         return;
     }
     BUFFERS.with_borrow_mut(|Buffers { left, right, strips }| {
-        let blocking = Blocking::new(rows.len().min(MOST_ROWS), total, K::ROWS, K::WIDTH);
-        for first_row in rows.clone().step_by(MOST_ROWS) {
+        let blocking = Blocking::new(rows.len(), total, K::ROWS, K::WIDTH);
+        for (band, first_row, first_k) in blocks(&rows, &columns, total, &blocking) {
             let chunk = first_row..(first_row + MOST_ROWS).min(rows.end);
-            for first_k in (0..total).step_by(blocking.k) {
-                let k = blocking.k.min(total - first_k);
-                let load = accumulate || first_k > 0;
-                left_strips(segments, first_k, k, chunk.clone(), columns.len(), left, strips);
-                for first_column in columns.clone().step_by(blocking.columns) {
-                    let width = blocking.columns.min(columns.end - first_column);
-                    let panels = right.get(width.next_multiple_of(K::WIDTH) * k);
-                    pack_right(segments, first_k, k, first_column..first_column + width, K::WIDTH, panels);
-                    for block_row in (0..chunk.len()).step_by(blocking.rows) {
-                        let height = blocking.rows.min(chunk.len() - block_row);
-                        // SAFETY: the strips cover the chunk's rows and k, `panels` holds `width` columns of k values
-                        // padded to whole panels, and the block of C is the caller's.
-                        unsafe {
-                            let c = Output {
-                                data: c.data.add((chunk.start + block_row) * c.stride + first_column),
-                                stride: c.stride,
-                            };
-                            tiles::<K>(strips, k, block_row, height, panels, width, c, load);
-                        }
+            let k = blocking.k.min(total - first_k);
+            let load = accumulate || first_k > 0;
+            let in_place = band.len() < COPY_FROM || chunk.len() <= K::ROWS * 2;
+            left_strips(segments, first_k, k, chunk.clone(), in_place, left, strips);
+            for first_column in band.clone().step_by(blocking.columns) {
+                let width = blocking.columns.min(band.end - first_column);
+                let panels = right.get(width.next_multiple_of(K::WIDTH) * k);
+                pack_right(segments, first_k, k, first_column..first_column + width, K::WIDTH, panels);
+                for block_row in (0..chunk.len()).step_by(blocking.rows) {
+                    let height = blocking.rows.min(chunk.len() - block_row);
+                    // SAFETY: the strips cover the chunk's rows and k, `panels` holds `width` columns of k values
+                    // padded to whole panels, and the block of C is the caller's.
+                    unsafe {
+                        let c = Output {
+                            data: c.data.add((chunk.start + block_row) * c.stride + first_column),
+                            stride: c.stride,
+                        };
+                        tiles::<K>(strips, k, block_row, height, panels, width, c, load);
                     }
                 }
             }
         }
     });
+}
+
+/// The outer loops: bands of columns, chunks of rows, blocks of k, as (band, first row, first k).
+fn blocks(
+    rows: &Range<usize>,
+    columns: &Range<usize>,
+    k: usize,
+    blocking: &Blocking,
+) -> impl Iterator<Item = (Range<usize>, usize, usize)> {
+    let (rows, end, band, k_block) = (rows.clone(), columns.end, blocking.band, blocking.k);
+    columns.clone().step_by(band).flat_map(move |first| {
+        let band = first..first.saturating_add(band).min(end);
+        rows.clone().step_by(MOST_ROWS).flat_map(move |row| {
+            let band = band.clone();
+            (0..k).step_by(k_block).map(move |first_k| (band.clone(), row, first_k))
+        })
+    })
 }
 
 /// The stretches of a block of k: segment, its first k, its number of k, and where the stretch starts in the block.
@@ -226,13 +242,12 @@ fn left_strips(
     first: usize,
     k: usize,
     rows: Range<usize>,
-    columns: usize,
+    in_place: bool,
     buffer: &mut Buffer,
     strips: &mut Vec<Strip>,
 ) {
     strips.clear();
-    let in_place = columns < COPY_FROM && stretches(segments, first, k).all(|(segment, ..)| segment.left.k_stride == 1);
-    if in_place {
+    if in_place && stretches(segments, first, k).all(|(segment, ..)| segment.left.k_stride == 1) {
         strips.extend(stretches(segments, first, k).map(|(segment, from, k, _)| {
             let left = &segment.left;
             let data = left.data[rows.start * left.row_stride + from..].as_ptr();

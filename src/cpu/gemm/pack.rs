@@ -30,26 +30,28 @@ pub(super) unsafe fn left(source: &Left<'_>, rows: Range<usize>, ks: Range<usize
             }
             return;
         }
-        let (mut i, mut fast_ks) = (0, 0);
+        let mut done = 0;
         #[cfg(target_arch = "x86_64")]
         if row_stride == 1 {
-            fast_ks = ks.len() / 4 * 4;
-            while i + 4 <= rows.len() {
-                for p in (0..fast_ks).step_by(4) {
-                    x86::transpose_f32(at(i, p).cast(), k_stride, target.add(i * stride + p), stride);
+            // Sixteen rows at a time: the values of one k that share a cache line.
+            done = rows.len() / 4 * 4;
+            let whole = ks.len() / 4 * 4;
+            for first in (0..done).step_by(16) {
+                let fours = (first..done.min(first + 16)).step_by(4);
+                for p in (0..whole).step_by(4) {
+                    for i in fours.clone() {
+                        x86::transpose_f32(at(i, p).cast(), k_stride, target.add(i * stride + p), stride);
+                    }
                 }
-                for p in fast_ks..ks.len() {
-                    (0..4).for_each(|r| *target.add((i + r) * stride + p) = *at(i + r, p));
+                for p in whole..ks.len() {
+                    (first..done.min(first + 16)).for_each(|i| *target.add(i * stride + p) = *at(i, p));
                 }
-                i += 4;
             }
         }
-        let _ = fast_ks;
-        while i < rows.len() {
+        for i in done..rows.len() {
             for p in 0..ks.len() {
                 *target.add(i * stride + p) = *at(i, p);
             }
-            i += 1;
         }
     }
 }

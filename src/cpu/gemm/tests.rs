@@ -1,5 +1,6 @@
 //! The promises of the product: one FMA chain per element with the same bits everywhere, and an error within k·ε.
 
+use super::driver::{self, Output, Tile};
 use super::{Left, Right, Segment, gemm, gemm_serial};
 use crate::cpu::isa::Isa;
 use crate::cpu::threads;
@@ -317,6 +318,60 @@ fn too_short_operands_are_refused() {
     assert!(refused(2, 1, 4, fits), "rows of C overlap");
     let huge = Segment { left: Left { row_stride: usize::MAX, ..fits.left }, ..fits };
     assert!(refused(2, 2, 4, huge), "strides overflow");
+}
+
+/// Plain loops in the shape of the AVX-512 tiles: tests the loops around them where the CPU lacks the instructions.
+struct WideTiles;
+
+impl driver::Kernel for WideTiles {
+    const ROWS: usize = 12;
+    const WIDTH: usize = 32;
+
+    fn panels(rows: usize) -> usize {
+        [4, 2, 2].get(rows - 1).copied().unwrap_or(1)
+    }
+
+    unsafe fn tile(rows: usize, panels: usize, t: &Tile<'_>) {
+        assert!((1..=Self::ROWS).contains(&rows) && (panels == 1 || panels == Self::panels(rows)));
+        for (r, j) in (0..rows).flat_map(|r| (0..panels * 32).map(move |j| (r, j))) {
+            // SAFETY: as the trait promises.
+            unsafe {
+                let c = t.c.data.add(r * t.c.stride + j);
+                let mut chain = if t.load { *c } else { 0.0 };
+                let mut right = t.panels.add(j / 32 * t.panel_stride + j % 32);
+                for strip in t.strips {
+                    for p in 0..strip.k {
+                        let left = *strip.data.add((t.row + r) * strip.row_stride + p * strip.k_stride);
+                        chain = left.mul_add(*right, chain);
+                        right = right.wrapping_add(32);
+                    }
+                }
+                *c = chain;
+            }
+        }
+    }
+}
+
+#[test]
+fn the_loops_serve_the_shape_of_avx512_tiles() {
+    let mut random = Random(9);
+    for m in (1..=27).chain([40]) {
+        for (n, k) in [(131, 67), (32, 300), (200, 20), (5, 9)] {
+            let operands = [
+                Operands::new(&mut random, m, n, k, Order::Rows, Order::Columns, Kind::Bf16),
+                Operands::new(&mut random, m, n, 3, Order::Columns, Order::Rows, Kind::F32),
+            ];
+            let segments: Vec<Segment<'_>> = operands.iter().map(Operands::segment).collect();
+            let (start, ldc) = (random.values(m * n), n + 2);
+            for accumulate in [false, true] {
+                let mut c = framed(&start, m, n, ldc);
+                let output = Output { data: c.as_mut_ptr(), stride: ldc };
+                // SAFETY: operands and C cover the shape; the kernel needs no instruction set.
+                unsafe { driver::run::<WideTiles>(0..m, 0..n, &segments, output, accumulate) }
+                compare(&c, &expected(&operands, m, n, &start, accumulate), m, n, ldc, "wide tiles");
+            }
+        }
+    }
 }
 
 #[test]
