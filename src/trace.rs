@@ -5,8 +5,8 @@
 //! groups) and the gradient of every adapter tensor under its name in adapter_model.safetensors; with hidden states
 //! `group{i}.phrasing{k}.hidden.{embed,layer_NN,final_norm}` `[tokens, hidden]`.
 
-use crate::batch::{PackOptions, PackedBatch};
-use crate::data::{TraceGroup, TraceInput};
+use crate::batch::PackedBatch;
+use crate::data::TraceInput;
 use crate::model::{Engine, Entry, ForwardRequest, OutputRows, Site, SiteKind, SitePlan, Target};
 use crate::objective::Objective;
 use crate::ops::{Device, TrainDevice};
@@ -20,8 +20,6 @@ pub struct TraceOptions {
     pub objective: Option<Objective>,
     /// Whether to write hidden states.
     pub hidden: bool,
-    /// Whether the phrasings of a group share their prefix.
-    pub share: bool,
 }
 
 /// A tensor to be written.
@@ -46,7 +44,7 @@ pub fn trace_forward<D: Device>(
 ) -> crate::Result<Vec<TraceTensor>> {
     let mut out = Vec::new();
     for (index, group) in input.groups.iter().enumerate() {
-        let batch = pack(engine, group, options.share)?;
+        let batch = engine.pack(std::slice::from_ref(&group.tokens), 0)?;
         let logits = if options.hidden {
             hidden_states(engine, &batch, index, &mut out)?
         } else {
@@ -74,12 +72,11 @@ pub fn trace_loss<D: TrainDevice>(
     adapter: &AdapterFile,
     input: &TraceInput,
     objective: &Objective,
-    share: bool,
 ) -> crate::Result<Vec<TraceTensor>> {
     let mut tree = GradientTree::default();
     let mut loss = 0.0;
     for (position, group) in input.groups.iter().enumerate() {
-        let batch = pack(engine, group, share)?;
+        let batch = engine.pack(std::slice::from_ref(&group.tokens), 0)?;
         let target = Target { yes: group.yes, no: group.no, answer_yes: group.answer_yes };
         let leaf = engine.leaf_gradient(&batch, &[target], objective, None)?;
         loss += leaf.losses[0].loss;
@@ -101,19 +98,6 @@ pub fn trace_loss<D: TrainDevice>(
         }
     }
     Ok(out)
-}
-
-fn pack<D: Device>(engine: &Engine<D>, group: &TraceGroup, share: bool) -> crate::Result<PackedBatch> {
-    let config = &engine.model.config;
-    let options = PackOptions {
-        sliding_window: config.sliding_window,
-        image_token: engine.model.image_token,
-        vocab_size: config.vocab_size,
-        max_positions: config.max_position_embeddings,
-        share,
-        first_ordinal: 0,
-    };
-    Ok(PackedBatch::pack(std::slice::from_ref(&group.tokens), &options)?)
 }
 
 /// Runs with every row kept, adds the hidden states of each phrasing, and returns the answer logits.

@@ -6,7 +6,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use unflip::batch::{PackOptions, PackedBatch, TokenGroup};
+use unflip::batch::TokenGroup;
 use unflip::cpu::{Cpu, Isa};
 use unflip::data::TraceInput;
 use unflip::model::{Adapter, EmbedScale, Engine, Entry, ForwardRequest, OutputRows, Site, SiteKind, SitePlan, Target};
@@ -35,19 +35,6 @@ fn engine(folder: &Path) -> Engine<Cpu> {
     Engine::open(device, &Checkpoint::open(folder).unwrap(), EmbedScale::Exact, None).unwrap()
 }
 
-fn pack(engine: &Engine<Cpu>, group: TokenGroup) -> PackedBatch {
-    let config = &engine.model.config;
-    let options = PackOptions {
-        sliding_window: config.sliding_window,
-        image_token: None,
-        vocab_size: config.vocab_size,
-        max_positions: config.max_position_embeddings,
-        share: true,
-        first_ordinal: 0,
-    };
-    PackedBatch::pack(&[group], &options).unwrap()
-}
-
 #[test]
 fn logits_and_norms_of_real_text_equal_transformers() {
     let Some(folder) = model() else { return };
@@ -61,7 +48,7 @@ fn logits_and_norms_of_real_text_equal_transformers() {
         let text = format!("<bos>{}", prompt["text"].as_str().unwrap());
         assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{name}: token ids");
 
-        let batch = pack(&engine, TokenGroup { prefix: Vec::new(), suffixes: vec![ids] });
+        let batch = engine.pack(&[TokenGroup { prefix: Vec::new(), suffixes: vec![ids] }], 0).unwrap();
         let depth = engine.model.depth();
         let mut sites = SitePlan::default();
         sites.read.insert(Site { layer: 0, kind: SiteKind::ResidPre });
@@ -141,7 +128,7 @@ fn four_training_steps_equal_peft() {
     let start = engine.adapter.as_ref().unwrap().download(&engine.device);
     let (mut m, mut v) = (engine.device.zeros(1, length), engine.device.zeros(1, length));
     for (step, group) in input.groups.iter().take(4).enumerate() {
-        let batch = pack(&engine, group.tokens.clone());
+        let batch = engine.pack(std::slice::from_ref(&group.tokens), 0).unwrap();
         let target = Target { yes: group.yes, no: group.no, answer_yes: group.answer_yes };
         let leaf = engine.leaf_gradient(&batch, &[target], &objective, None).unwrap();
         let (found, expected) = (leaf.losses[0].loss, losses[step][0].as_f64().unwrap());

@@ -4,7 +4,6 @@
 mod support;
 
 use support::{GRADIENT, Golden, LOGITS, LOSS, OnEach, assert_close, ids, isas, on_each_device, single, widen};
-use unflip::batch::{PackOptions, PackedBatch};
 use unflip::cpu::Cpu;
 use unflip::data::TraceInput;
 use unflip::model::{Engine, Target};
@@ -27,8 +26,8 @@ fn find<'a>(tensors: &'a [TraceTensor], name: &str) -> &'a [f32] {
     &tensors.iter().find(|tensor| tensor.name == name).unwrap_or_else(|| panic!("no tensor {name}")).values
 }
 
-fn options(hidden: bool, share: bool) -> TraceOptions {
-    TraceOptions { objective: None, hidden, share }
+fn options(hidden: bool) -> TraceOptions {
+    TraceOptions { objective: None, hidden }
 }
 
 #[test]
@@ -45,7 +44,7 @@ fn hidden_states_and_logits_equal_hugging_face() {
                 let input = TraceInput { lambda: None, groups: vec![group] };
                 let expected = |what: &str| forward.tensor(&format!("{sequence}.{what}")).unwrap().to_f32();
                 for hidden in [true, false] {
-                    let tensors = trace_forward(&engine, &input, &options(hidden, true)).unwrap();
+                    let tensors = trace_forward(&engine, &input, &options(hidden)).unwrap();
                     let logits = expected("logits");
                     let last = &logits[logits.len() - vocabulary..];
                     assert_close(
@@ -83,7 +82,8 @@ fn group_logits_margins_and_gradients_equal_hugging_face() {
                 engine = golden.engine(engine.device, file.as_ref());
                 let label = adapter.unwrap_or("base");
                 for share in [true, false] {
-                    let tensors = trace_forward(&engine, &input, &options(false, share)).unwrap();
+                    engine.share_prefix = share;
+                    let tensors = trace_forward(&engine, &input, &options(false)).unwrap();
                     for group in 0..input.groups.len() {
                         for what in ["last_logits", "margin"] {
                             let Ok(expected) = logits.tensor(&format!("{label}.group{group}.{what}")) else {
@@ -121,7 +121,7 @@ fn check_losses<D: TrainDevice>(
     for (index, (recorded, loss, pairs)) in LOSSES.into_iter().enumerate() {
         assert_eq!(losses["grads_index"][index], recorded);
         let objective = Objective::new(loss, pairs, (loss == "combined").then_some(0.5)).unwrap();
-        let tensors = trace_loss(engine, file, input, &objective, share).unwrap();
+        let tensors = trace_loss(engine, file, input, &objective).unwrap();
         let expected = losses["float64"][recorded].as_f64().unwrap();
         let found = f64::from(find(&tensors, "loss")[0]);
         assert!(
@@ -161,7 +161,7 @@ fn adamw_steps_equal_pytorch() {
                 let mut gradient: Option<D::Buf> = None;
                 let mut loss = 0.0;
                 for group in &input.groups {
-                    let batch = pack(&engine, group);
+                    let batch = engine.pack(std::slice::from_ref(&group.tokens), 0).unwrap();
                     let target = Target { yes: group.yes, no: group.no, answer_yes: group.answer_yes };
                     let leaf = engine.leaf_gradient(&batch, &[target], &objective, None).unwrap();
                     loss += leaf.losses[0].loss;
@@ -215,19 +215,6 @@ fn adamw_steps_equal_pytorch() {
     on_each_device(&mut Body(Golden::open("text")));
 }
 
-fn pack<D: TrainDevice>(engine: &Engine<D>, group: &unflip::data::TraceGroup) -> PackedBatch {
-    let config = &engine.model.config;
-    let options = PackOptions {
-        sliding_window: config.sliding_window,
-        image_token: None,
-        vocab_size: config.vocab_size,
-        max_positions: config.max_position_embeddings,
-        share: true,
-        first_ordinal: 0,
-    };
-    PackedBatch::pack(std::slice::from_ref(&group.tokens), &options).unwrap()
-}
-
 #[test]
 fn every_instruction_set_and_thread_count_gives_the_same_bits() {
     let golden = Golden::open("text");
@@ -238,8 +225,8 @@ fn every_instruction_set_and_thread_count_gives_the_same_bits() {
     for isa in isas() {
         for threads in [1, 2, 3, 7] {
             let engine = golden.engine(Cpu::new(isa, Some(threads)).unwrap(), Some(&file));
-            let mut tensors = trace_forward(&engine, &input, &options(true, true)).unwrap();
-            tensors.extend(trace_loss(&engine, &file, &input, &objective, true).unwrap());
+            let mut tensors = trace_forward(&engine, &input, &options(true)).unwrap();
+            tensors.extend(trace_loss(&engine, &file, &input, &objective).unwrap());
             let bits: Vec<(String, Vec<u32>)> = tensors
                 .into_iter()
                 .map(|tensor| (tensor.name, tensor.values.iter().map(|value| value.to_bits()).collect()))

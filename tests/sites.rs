@@ -4,7 +4,7 @@
 mod support;
 
 use support::{Golden, OnEach, on_each_device};
-use unflip::batch::{PackOptions, PackedBatch};
+use unflip::batch::PackedBatch;
 use unflip::model::{Engine, Entry, ForwardRequest, OutputRows, Site, SiteKind, SitePlan, SiteWrite, Target};
 use unflip::ops::reference::{Precision, Reference};
 use unflip::ops::{Backend, TrainDevice};
@@ -16,22 +16,13 @@ fn setup<D: TrainDevice>(device: D) -> (Engine<D>, PackedBatch, Vec<Target>) {
     let golden = Golden::open("text");
     let input = golden.groups();
     let engine = golden.engine(device, None);
-    let config = &engine.model.config;
-    let options = PackOptions {
-        sliding_window: config.sliding_window,
-        image_token: None,
-        vocab_size: config.vocab_size,
-        max_positions: config.max_position_embeddings,
-        share: true,
-        first_ordinal: 0,
-    };
     let groups: Vec<_> = input.groups.iter().map(|group| group.tokens.clone()).collect();
     let targets = input
         .groups
         .iter()
         .map(|group| Target { yes: group.yes, no: group.no, answer_yes: group.answer_yes })
         .collect();
-    let batch = PackedBatch::pack(&groups, &options).unwrap();
+    let batch = engine.pack(&groups, 0).unwrap();
     (engine, batch, targets)
 }
 

@@ -100,8 +100,7 @@ impl Trace {
                 hint: Some("leave --pixels out".into()),
             });
         }
-        let options =
-            TraceOptions { objective, hidden: self.hidden, share: !self.no_sharing };
+        let options = TraceOptions { objective, hidden: self.hidden };
         let device = self.device.clone();
         let out = self.out.clone();
         let tensors = device.run(Work { arguments: self, input, options, checkpoint, adapter })?;
@@ -134,11 +133,12 @@ impl OnDevice for Work {
     type Output = Vec<TraceTensor>;
 
     fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<Self::Output> {
-        let engine =
+        let mut engine =
             self.arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), self.arguments.layers)?;
+        engine.share_prefix = !self.arguments.no_sharing;
         let mut tensors = trace_forward(&engine, &self.input, &self.options)?;
         if let (Some(objective), Some(adapter)) = (&self.options.objective, &self.adapter) {
-            tensors.extend(trace_loss(&engine, adapter, &self.input, objective, self.options.share)?);
+            tensors.extend(trace_loss(&engine, adapter, &self.input, objective)?);
         }
         Ok(tensors)
     }

@@ -11,6 +11,7 @@ mod metrics;
 mod progress;
 mod results;
 mod samples;
+mod questions;
 pub mod statistics;
 
 pub use compare::{Comparison, compare};
@@ -18,5 +19,6 @@ pub use error::Error;
 pub use evaluate::{EvalSettings, Evaluation, evaluate};
 pub use metrics::{Estimate, METRICS, MetricSet, by_finding, by_phenomenon};
 pub use progress::ProgressBar;
+pub use questions::questions;
 pub use results::{StoredResults, environment};
 pub use samples::{Header, Question, Sample};

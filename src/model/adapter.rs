@@ -3,7 +3,7 @@
 use super::{LoraLayout, LoraSlot};
 use crate::ops::Backend;
 use crate::ops::lora_linear::philox;
-use crate::weights::{AdapterFile, TextConfig};
+use crate::weights::{AdapterConfig, AdapterFile, LoraTensors, Naming, Targets, TextConfig};
 
 /// Flat LoRA parameters and where each module lies in them.
 pub struct Adapter<D: Backend> {
@@ -37,6 +37,23 @@ impl<D: Backend> Adapter<D> {
         }
         let params = device.upload(1, values.len(), &values);
         Ok(Self { layout, params })
+    }
+
+    /// The adapter as a PEFT folder states it; names follow `config`: a list of targets is a text-only model's, a pattern a
+    /// vision-language model's.
+    pub fn to_file(&self, device: &D, config: AdapterConfig) -> AdapterFile {
+        let naming = match config.target_modules {
+            Targets::Names(_) => Naming::CausalLm,
+            Targets::Pattern(_) => Naming::ConditionalGeneration,
+        };
+        let values = self.download(device);
+        let tensors = self.layout.slots().iter().map(|slot| {
+            let a = values[slot.a..slot.b].to_vec();
+            let b = values[slot.b..slot.b + slot.outputs * slot.rank].to_vec();
+            let shape = [slot.outputs, slot.inputs];
+            LoraTensors::new(naming, (slot.layer, slot.module), shape, slot.rank, slot.scale, a, b)
+        });
+        AdapterFile { tensors: tensors.collect(), config }
     }
 
     /// Values of A and B of every slot, in slot order.

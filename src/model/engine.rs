@@ -2,7 +2,7 @@
 
 use super::forward::{DropoutStep, Entry, ForwardRequest, OutputRows};
 use super::{Adapter, EmbedScale, SitePlan, TextModel};
-use crate::batch::PackedBatch;
+use crate::batch::{PackOptions, PackedBatch, TokenGroup};
 use crate::objective::{GroupLogits, GroupLoss, Objective};
 use crate::ops::answer_head::HeadColumns;
 use crate::ops::{Device, TrainDevice};
@@ -39,6 +39,8 @@ pub struct Engine<D: Device> {
     pub model: TextModel<D>,
     /// LoRA parameters.
     pub adapter: Option<Adapter<D>>,
+    /// Whether the phrasings of a group share their prefix.
+    pub share_prefix: bool,
 }
 
 impl<D: Device> Engine<D> {
@@ -53,7 +55,24 @@ impl<D: Device> Engine<D> {
         layers: Option<usize>,
     ) -> crate::Result<Self> {
         let model = TextModel::load(&device, checkpoint, embed_scale, layers)?;
-        Ok(Self { device, model, adapter: None })
+        Ok(Self { device, model, adapter: None, share_prefix: true })
+    }
+
+    /// Packs groups for this model; `first_ordinal` is the first group's place in the optimiser step.
+    ///
+    /// # Errors
+    /// Prompts that the model cannot take.
+    pub fn pack(&self, groups: &[TokenGroup], first_ordinal: u32) -> crate::Result<PackedBatch> {
+        let config = &self.model.config;
+        let options = PackOptions {
+            sliding_window: config.sliding_window,
+            image_token: self.model.image_token,
+            vocab_size: config.vocab_size,
+            max_positions: config.max_position_embeddings,
+            share: self.share_prefix,
+            first_ordinal,
+        };
+        Ok(PackedBatch::pack(groups, &options)?)
     }
 
     /// Logits at the answer position of each phrasing: one row `[columns]` per phrasing, in batch order.

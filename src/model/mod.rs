@@ -14,7 +14,7 @@ mod weights;
 pub use adapter::Adapter;
 pub use engine::{AnswerColumns, Engine, Leaf, Target};
 pub use error::Error;
-pub use forward::{Entry, Forward, ForwardRequest, OutputRows};
+pub use forward::{DropoutStep, Entry, Forward, ForwardRequest, OutputRows};
 pub use lora::{LoraLayout, LoraSettings, LoraSlot};
 pub use merge::merge;
 pub use rope::rope_table;
