@@ -1,6 +1,6 @@
 //! A tensor inside a mapped file: shape, dtype and bytes, kept alive by the map it points into.
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use std::sync::Arc;
 
 /// Element types that the engine reads. Other safetensors dtypes are refused with the tensor's name.
@@ -45,6 +45,23 @@ pub struct TensorView {
 }
 
 impl TensorView {
+    /// A tensor of its own in anonymous memory, for tests, benchmarks and weights that are computed rather than stored. The
+    /// data lie at an odd address, as a file's may: nothing may rely on alignment.
+    ///
+    /// # Errors
+    /// The system refuses the memory, or `bytes` is not as long as dtype and shape say.
+    pub fn from_bytes(name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> std::io::Result<Self> {
+        let length = shape.iter().product::<usize>() * dtype.size();
+        if bytes.len() != length {
+            let problem = format!("tensor `{name}`: {dtype:?} {shape:?} is {length} bytes, found {}", bytes.len());
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, problem));
+        }
+        let mut map = MmapMut::map_anon(length + 1)?;
+        map[1..].copy_from_slice(bytes);
+        let map = Arc::new(map.make_read_only()?);
+        Ok(Self { map, start: 1, length, dtype, shape: shape.to_vec(), name: name.into() })
+    }
+
     /// The raw little-endian bytes; no alignment is promised.
     pub fn bytes(&self) -> &[u8] {
         &self.map[self.start..self.start + self.length]
