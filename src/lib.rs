@@ -13,11 +13,14 @@ pub mod cpu;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod machine;
 pub mod model;
 pub mod objective;
 pub mod ops;
+pub mod report;
 pub mod tape;
 pub mod text;
+pub mod trace;
 pub mod train;
 pub mod weights;
 

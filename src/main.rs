@@ -1,1 +1,5 @@
-fn main() {}
+//! The `unflip` command. Everything is in the library; this picks the exit code.
+
+fn main() -> std::process::ExitCode {
+    unflip::cli::main()
+}

@@ -1,11 +1,22 @@
-//! Gemma 3's text decoder, written once over [`crate::ops::Device`]: weights, LoRA parameters, sites, forward pass.
+//! Gemma 3's text decoder, written once over [`crate::ops::Device`]: frozen weights, LoRA parameters, sites, and the forward
+//! pass that evaluation, training and `trace` share.
 
-/// Errors.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
-impl Error {
-    /// What to do.
-    pub fn hint(&self) -> Option<String> {
-        None
-    }
-}
+mod adapter;
+mod engine;
+mod error;
+mod forward;
+mod lora;
+mod merge;
+mod rope;
+mod sites;
+mod weights;
+
+pub use adapter::Adapter;
+pub use engine::{AnswerColumns, Engine, Leaf, Target};
+pub use error::Error;
+pub use forward::{Entry, Forward, ForwardRequest, OutputRows};
+pub use lora::{LoraLayout, LoraSettings, LoraSlot};
+pub use merge::merge;
+pub use rope::rope_table;
+pub use sites::{Site, SiteKind, SitePlan, SiteWrite};
+pub use weights::{EmbedScale, TextModel};

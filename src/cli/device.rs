@@ -1,0 +1,89 @@
+//! `--device`, `--precision`, `--isa`, `--threads`: which back end serves, chosen once per command.
+
+use crate::cpu::{Cpu, Isa};
+use crate::ops::reference::{Precision, Reference};
+use crate::ops::{Error, TrainDevice};
+use clap::{Args, ValueEnum};
+
+/// Back ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceName {
+    /// Hand-written kernels on this machine's CPU.
+    Cpu,
+    /// CUDA kernels on an NVIDIA GPU.
+    Cuda,
+    /// Plain f64 loops: slow, the oracle of every test.
+    Reference,
+}
+
+/// Where products round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionName {
+    /// f32 on the CPU, bf16 on CUDA.
+    Auto,
+    /// f32 activations, weights as stored.
+    F32,
+    /// Activations rounded to bf16 where they enter products.
+    Bf16,
+}
+
+/// Flags that choose the back end.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// Back end
+    #[arg(long, value_enum, default_value = "cpu", help_heading = "Device")]
+    pub device: DeviceName,
+    /// Where products round
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Device")]
+    pub precision: PrecisionName,
+    /// Instruction set of the CPU kernels: portable, avx2 or avx512 (default: the widest this CPU has)
+    #[arg(long, value_name = "NAME", help_heading = "Device")]
+    pub isa: Option<String>,
+    /// Threads (default: all cores; results do not depend on it)
+    #[arg(long, value_name = "N", help_heading = "Device")]
+    pub threads: Option<usize>,
+}
+
+/// Something to do on whichever back end was chosen.
+pub trait OnDevice {
+    /// What it returns.
+    type Output;
+    /// Does it.
+    fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<Self::Output>;
+}
+
+impl DeviceArgs {
+    /// Makes the back end and runs `work` on it.
+    ///
+    /// # Errors
+    /// A back end, precision or instruction set that this build or machine does not have.
+    pub fn run<W: OnDevice>(&self, work: W) -> crate::Result<W::Output> {
+        if self.threads == Some(0) {
+            return Err(crate::Error::Usage {
+                message: "--threads must be at least 1, found 0".into(),
+                hint: Some("leave --threads out to use every core".into()),
+            });
+        }
+        match (self.device, self.precision) {
+            (DeviceName::Reference, PrecisionName::Bf16) => work.run(Reference::new(Precision::Bf16)),
+            (DeviceName::Reference, _) => work.run(Reference::new(Precision::F32)),
+            (DeviceName::Cpu, PrecisionName::Bf16) => Err(Error::Unavailable {
+                message: "--precision bf16 is not available on the CPU back end of this version".into(),
+                hint: "use --precision f32, or --device reference --precision bf16 to see what bf16 rounding does".into(),
+            }
+            .into()),
+            (DeviceName::Cpu, _) => {
+                let isa = match &self.isa {
+                    Some(name) => Isa::parse(name)?,
+                    None => Isa::best(),
+                };
+                work.run(Cpu::new(isa, self.threads)?)
+            }
+            (DeviceName::Cuda, _) => Err(Error::Unavailable {
+                message: "--device cuda is not available: this version has no CUDA kernels".into(),
+                hint: "use --device cpu".into(),
+            }
+            .into()),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `--model` and `--adapter`: opening what most verbs start from.
+
+use crate::model::{Adapter, EmbedScale, Engine};
+use crate::ops::Device;
+use crate::weights::{AdapterFile, Checkpoint, resolve_model};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// How √hidden is rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EmbedScaleName {
+    /// To the dtype of the stored embedding, as the model is used.
+    Auto,
+    /// Not at all: what a float32 load in transformers computes.
+    Exact,
+    /// To bf16.
+    Bf16,
+}
+
+impl From<EmbedScaleName> for EmbedScale {
+    fn from(name: EmbedScaleName) -> Self {
+        match name {
+            EmbedScaleName::Auto => Self::Auto,
+            EmbedScaleName::Exact => Self::Exact,
+            EmbedScaleName::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// Flags that choose the model.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Model folder, or org/name in the local Hugging Face cache
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Rounding of the embedding's √hidden factor
+    #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
+    pub embed_scale: EmbedScaleName,
+}
+
+impl ModelArgs {
+    /// Maps the checkpoint and reads the adapter.
+    ///
+    /// # Errors
+    /// Anything wrong with either folder.
+    pub fn open(&self) -> crate::Result<(Checkpoint, Option<AdapterFile>)> {
+        let checkpoint = Checkpoint::open(&resolve_model(&self.model)?)?;
+        let adapter = self.adapter.as_deref().map(AdapterFile::open).transpose()?;
+        Ok((checkpoint, adapter))
+    }
+
+    /// Puts the decoder (or its first `layers` layers) and the adapter on a device.
+    ///
+    /// # Errors
+    /// An adapter made for another model.
+    pub fn engine<D: Device>(
+        &self,
+        device: D,
+        checkpoint: &Checkpoint,
+        adapter: Option<&AdapterFile>,
+        layers: Option<usize>,
+    ) -> crate::Result<Engine<D>> {
+        let mut engine = Engine::open(device, checkpoint, self.embed_scale.into(), layers)?;
+        if let Some(file) = adapter {
+            engine.adapter = Some(Adapter::from_file(&engine.device, &engine.model.config, file)?);
+        }
+        Ok(engine)
+    }
+}

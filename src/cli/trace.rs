@@ -1,0 +1,145 @@
+//! `unflip trace`.
+
+use super::device::{DeviceArgs, OnDevice};
+use super::model::ModelArgs;
+use crate::data::TraceInput;
+use crate::objective::{Objective, Pairs};
+use crate::ops::TrainDevice;
+use crate::trace::{TraceOptions, TraceTensor, trace_forward, trace_loss};
+use crate::weights::{AdapterFile, Checkpoint, Dtype, write_safetensors};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// Which phrasings are paired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PairsName {
+    /// The original with each paraphrase.
+    Original,
+    /// Every two phrasings.
+    All,
+}
+
+impl From<PairsName> for Pairs {
+    fn from(name: PairsName) -> Self {
+        match name {
+            PairsName::Original => Self::Original,
+            PairsName::All => Self::All,
+        }
+    }
+}
+
+/// Arguments of `trace`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  unflip trace --model tests/goldens/text/model --input tests/goldens/text/groups.json \\\n    \
+    --adapter tests/goldens/text/lora_all --loss combined --pairs all --embed-scale exact --out trace.safetensors")]
+pub struct Trace {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Groups as token ids (groups.json)
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Where to write the tensors
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Pixel values of the groups' images, `seq{i}.pixel_values` (vision-language models)
+    #[arg(long, value_name = "FILE")]
+    pixels: Option<PathBuf>,
+    /// Loss whose adapter gradients to write: paper, combined, margin, symkl-binary, symkl-full, ce-binary, ce-full
+    #[arg(long, value_name = "NAME")]
+    loss: Option<String>,
+    /// Which phrasings the loss pairs
+    #[arg(long, value_enum, default_value = "original")]
+    pairs: PairsName,
+    /// Weight of the loss's second term (default: the input file's, else the loss's own)
+    #[arg(long, value_name = "X")]
+    lambda: Option<f64>,
+    /// Run the first N layers only
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
+    /// Run every phrasing by itself instead of sharing the group's prefix
+    #[arg(long)]
+    no_sharing: bool,
+    /// Write hidden states of every layer
+    #[arg(long)]
+    hidden: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+impl Trace {
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// Bad input of any kind.
+    pub fn run(self) -> crate::Result<()> {
+        let input = TraceInput::read(&self.input)?;
+        let objective = self
+            .loss
+            .as_deref()
+            .map(|name| Objective::new(name, self.pairs.into(), self.lambda.or(file_lambda(name, &input))))
+            .transpose()?;
+        let (checkpoint, adapter) = self.model.open()?;
+        if objective.is_some() && adapter.is_none() {
+            return Err(crate::Error::Usage {
+                message: "--loss writes adapter gradients, and no adapter was given".into(),
+                hint: Some("add --adapter DIR".into()),
+            });
+        }
+        if let Some(index) = input.groups.iter().position(|group| group.image.is_some()) {
+            return Err(crate::Error::Usage {
+                message: match checkpoint.config.vision {
+                    None => format!("group {index} has an image, and {} is a text-only model", self.model.model),
+                    Some(_) => format!("group {index} has an image, and this version has no vision tower yet"),
+                },
+                hint: Some("set the groups' `image` to null".into()),
+            });
+        }
+        if self.pixels.is_some() {
+            return Err(crate::Error::Usage {
+                message: "--pixels was given, and no group has an image".into(),
+                hint: Some("leave --pixels out".into()),
+            });
+        }
+        let options =
+            TraceOptions { objective, hidden: self.hidden, share: !self.no_sharing };
+        let device = self.device.clone();
+        let out = self.out.clone();
+        let tensors = device.run(Work { arguments: self, input, options, checkpoint, adapter })?;
+        let bytes: Vec<Vec<u8>> =
+            tensors.iter().map(|tensor| tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+        let entries: Vec<_> = tensors
+            .iter()
+            .zip(&bytes)
+            .map(|(tensor, bytes)| (tensor.name.as_str(), Dtype::F32, tensor.shape.as_slice(), bytes.as_slice()))
+            .collect();
+        write_safetensors(&out, &entries)?;
+        Ok(())
+    }
+}
+
+/// The file's λ belongs to the goldens' combined loss; `paper` keeps its own default.
+fn file_lambda(loss: &str, input: &TraceInput) -> Option<f64> {
+    (loss == "combined").then_some(input.lambda).flatten()
+}
+
+struct Work {
+    arguments: Trace,
+    input: TraceInput,
+    options: TraceOptions,
+    checkpoint: Checkpoint,
+    adapter: Option<AdapterFile>,
+}
+
+impl OnDevice for Work {
+    type Output = Vec<TraceTensor>;
+
+    fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<Self::Output> {
+        let engine =
+            self.arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), self.arguments.layers)?;
+        let mut tensors = trace_forward(&engine, &self.input, &self.options)?;
+        if let (Some(objective), Some(adapter)) = (&self.options.objective, &self.adapter) {
+            tensors.extend(trace_loss(&engine, adapter, &self.input, objective, self.options.share)?);
+        }
+        Ok(tensors)
+    }
+}

@@ -1,0 +1,59 @@
+//! An adapter's parameters on a device: made new as PEFT makes them, or read from and written to PEFT files.
+
+use super::{LoraLayout, LoraSlot};
+use crate::ops::Backend;
+use crate::ops::lora_linear::philox;
+use crate::weights::{AdapterFile, TextConfig};
+
+/// Flat LoRA parameters and where each module lies in them.
+pub struct Adapter<D: Backend> {
+    /// Slots.
+    pub layout: LoraLayout,
+    /// `[1, layout.len()]`
+    pub params: D::Buf,
+}
+
+impl<D: Backend> Adapter<D> {
+    /// New parameters: A ~ U(−1/√in, 1/√in), B = 0, a pure function of the seed, layer, module and index.
+    pub fn new(device: &D, layout: LoraLayout, seed: u64) -> Self {
+        let mut values = vec![0.0f32; layout.len()];
+        for slot in layout.slots() {
+            initialise(slot, seed, &mut values[slot.a..slot.b]);
+        }
+        let params = device.upload(1, values.len(), &values);
+        Self { layout, params }
+    }
+
+    /// Parameters from a PEFT folder.
+    ///
+    /// # Errors
+    /// An adapter made for a model of other dimensions.
+    pub fn from_file(device: &D, config: &TextConfig, file: &AdapterFile) -> Result<Self, super::Error> {
+        let layout = LoraLayout::from_file(config, file)?;
+        let mut values = Vec::with_capacity(layout.len());
+        for tensors in &file.tensors {
+            values.extend_from_slice(&tensors.a);
+            values.extend_from_slice(&tensors.b);
+        }
+        let params = device.upload(1, values.len(), &values);
+        Ok(Self { layout, params })
+    }
+
+    /// Values of A and B of every slot, in slot order.
+    pub fn download(&self, device: &D) -> Vec<f32> {
+        device.download(&self.params).into_iter().map(|value| value as f32).collect()
+    }
+}
+
+/// PEFT's Kaiming-uniform A (a = √5 gives the bound 1/√in), from 24-bit uniforms.
+fn initialise(slot: &LoraSlot, seed: u64, a: &mut [f32]) {
+    let bound = 1.0 / (slot.inputs as f64).sqrt();
+    let key = [seed as u32, (seed >> 32) as u32];
+    for (block, chunk) in a.chunks_mut(4).enumerate() {
+        let words = philox::philox4x32([block as u32, slot.layer as u32, slot.module as u32, 0x4c6f_5241], key);
+        for (value, word) in chunk.iter_mut().zip(words) {
+            let uniform = f64::from(word >> 8) / f64::from(1u32 << 24);
+            *value = ((2.0 * uniform - 1.0) * bound) as f32;
+        }
+    }
+}

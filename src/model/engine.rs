@@ -1,0 +1,230 @@
+//! A model on a device with an optional adapter: answer logits for evaluation, loss gradients for training.
+
+use super::forward::{DropoutStep, Entry, ForwardRequest, OutputRows};
+use super::{Adapter, EmbedScale, SitePlan, TextModel};
+use crate::batch::PackedBatch;
+use crate::objective::{GroupLogits, GroupLoss, Objective};
+use crate::ops::answer_head::HeadColumns;
+use crate::ops::{Device, TrainDevice};
+use crate::tape::{Columns, Tape, Var};
+use crate::weights::Checkpoint;
+
+/// Answer tokens and truth of one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Id of the yes token.
+    pub yes: u32,
+    /// Id of the no token.
+    pub no: u32,
+    /// Whether yes is right.
+    pub answer_yes: bool,
+}
+
+/// Columns of the head that are computed.
+pub use crate::tape::Columns as AnswerColumns;
+
+/// Losses and adapter gradient of one leaf.
+pub struct Leaf<B> {
+    /// One per group.
+    pub losses: Vec<GroupLoss>,
+    /// ∂(Σ group losses)/∂parameters, flat.
+    pub gradient: B,
+}
+
+/// A model, its adapter, and the device they live on.
+pub struct Engine<D: Device> {
+    /// Back end.
+    pub device: D,
+    /// Frozen decoder.
+    pub model: TextModel<D>,
+    /// LoRA parameters.
+    pub adapter: Option<Adapter<D>>,
+}
+
+impl<D: Device> Engine<D> {
+    /// Takes a checkpoint's decoder, or its first `layers` layers.
+    ///
+    /// # Errors
+    /// See [`TextModel::load`].
+    pub fn open(
+        device: D,
+        checkpoint: &Checkpoint,
+        embed_scale: EmbedScale,
+        layers: Option<usize>,
+    ) -> crate::Result<Self> {
+        let model = TextModel::load(&device, checkpoint, embed_scale, layers)?;
+        Ok(Self { device, model, adapter: None })
+    }
+
+    /// Logits at the answer position of each phrasing: one row `[columns]` per phrasing, in batch order.
+    ///
+    /// # Errors
+    /// See [`TextModel::forward`].
+    pub fn answer_logits(&self, batch: &PackedBatch, columns: &Columns) -> crate::Result<Vec<Vec<f64>>> {
+        let sites = SitePlan::default();
+        let (tape, logits) = self.answers(batch, columns, false, None, &sites)?;
+        let width = self.device.shape(tape.value(logits)).1;
+        Ok(self.device.download(tape.value(logits)).chunks(width).map(<[f64]>::to_vec).collect())
+    }
+
+    /// Margins z_yes − z_no of each phrasing of each group.
+    ///
+    /// # Errors
+    /// See [`TextModel::forward`].
+    pub fn margins(&self, batch: &PackedBatch, targets: &[Target]) -> crate::Result<Vec<Vec<f64>>> {
+        let ids = answer_ids(targets);
+        let logits = self.answer_logits(batch, &Columns::Ids(ids.clone()))?;
+        let mut margins = vec![Vec::new(); batch.groups];
+        for (phrasing, row) in batch.phrasings.iter().zip(logits) {
+            let target = &targets[phrasing.group];
+            margins[phrasing.group].push(row[column(&ids, target.yes)] - row[column(&ids, target.no)]);
+        }
+        Ok(margins)
+    }
+
+    fn answers<'a>(
+        &'a self,
+        batch: &PackedBatch,
+        columns: &Columns,
+        train: bool,
+        dropout: Option<DropoutStep>,
+        sites: &SitePlan<'_, D>,
+    ) -> crate::Result<(Tape<'a, D>, Var)> {
+        let request = ForwardRequest {
+            layers: 0..self.model.depth(),
+            entry: Entry::Embeddings,
+            rows: OutputRows::Answers,
+            adapter: self.adapter.as_ref(),
+            train,
+            dropout,
+            sites,
+        };
+        let mut forward = self.model.forward(&self.device, batch, request)?;
+        let logits =
+            forward.tape.answer_head(forward.hidden, &self.model.final_norm, &self.model.head, columns);
+        Ok((forward.tape, logits))
+    }
+
+    /// Head logits of answer rows `[n, hidden]` of the residual stream after the last layer.
+    ///
+    /// # Errors
+    /// None today; a back end may refuse columns.
+    pub fn head_logits(&self, answers: &D::Buf, columns: &Columns) -> crate::Result<Vec<Vec<f64>>> {
+        let eps = self.model.config.rms_norm_eps as f32;
+        let columns = match columns {
+            Columns::Ids(ids) => HeadColumns::Ids(ids),
+            Columns::Full => HeadColumns::Full,
+        };
+        let logits =
+            self.device.answer_head(answers, &self.model.final_norm, eps, &self.model.head, columns);
+        let width = self.device.shape(&logits).1;
+        Ok(self.device.download(&logits).chunks(width).map(<[f64]>::to_vec).collect())
+    }
+
+    /// Residual stream after the last layer through the final norm: `[rows, hidden]`.
+    pub fn final_norm(&self, hidden: &D::Buf) -> D::Buf {
+        self.device.norm(hidden, &self.model.final_norm, self.model.config.rms_norm_eps as f32)
+    }
+}
+
+impl<D: TrainDevice> Engine<D> {
+    /// Losses of a leaf's groups and the gradient of their sum in the adapter's parameters.
+    ///
+    /// # Panics
+    /// Without an adapter: callers attach one first.
+    ///
+    /// # Errors
+    /// See [`TextModel::forward`].
+    pub fn leaf_gradient(
+        &self,
+        batch: &PackedBatch,
+        targets: &[Target],
+        objective: &Objective,
+        dropout: Option<DropoutStep>,
+    ) -> crate::Result<Leaf<D::Buf>> {
+        let adapter = self.adapter.as_ref().expect("training attaches an adapter first");
+        let ids = answer_ids(targets);
+        let columns = if objective.needs_full_vocabulary() { Columns::Full } else { Columns::Ids(ids.clone()) };
+        let place = |id: u32| match &columns {
+            Columns::Full => id as usize,
+            Columns::Ids(ids) => column(ids, id),
+        };
+        let sites = SitePlan::default();
+        let (tape, logits) = self.answers(batch, &columns, true, dropout, &sites)?;
+        let (rows, width) = self.device.shape(tape.value(logits));
+        let values = self.device.download(tape.value(logits));
+
+        let mut losses = Vec::with_capacity(batch.groups);
+        let mut seed = vec![0.0f32; rows * width];
+        let mut row = 0;
+        for (group, target) in targets.iter().enumerate() {
+            let count = batch.phrasings.iter().filter(|phrasing| phrasing.group == group).count();
+            let span = row * width..(row + count) * width;
+            let loss = objective.evaluate(&GroupLogits {
+                logits: &values[span.clone()],
+                columns: width,
+                yes: place(target.yes),
+                no: place(target.no),
+                answer_yes: target.answer_yes,
+            });
+            for (slot, value) in seed[span].iter_mut().zip(&loss.dlogits) {
+                *slot = *value as f32;
+            }
+            losses.push(loss);
+            row += count;
+        }
+        let mut gradient = self.device.zeros(1, adapter.layout.len());
+        tape.backward(logits, self.device.upload(rows, width, &seed), Some(&mut gradient));
+        Ok(Leaf { losses, gradient })
+    }
+
+    /// ∂(Σ over phrasings of the margin)/∂site for the sites of `plan.gradient`, without training anything: `[rows, width]` each.
+    ///
+    /// # Errors
+    /// See [`TextModel::forward`].
+    pub fn margin_gradients(
+        &self,
+        batch: &PackedBatch,
+        targets: &[Target],
+        plan: &SitePlan<'_, D>,
+    ) -> crate::Result<std::collections::BTreeMap<super::Site, D::Buf>> {
+        let request = ForwardRequest {
+            layers: 0..self.model.depth(),
+            entry: Entry::Embeddings,
+            rows: OutputRows::Answers,
+            adapter: self.adapter.as_ref(),
+            train: false,
+            dropout: None,
+            sites: plan,
+        };
+        let mut forward = self.model.forward(&self.device, batch, request)?;
+        let ids = answer_ids(targets);
+        let columns = Columns::Ids(ids.clone());
+        let logits =
+            forward.tape.answer_head(forward.hidden, &self.model.final_norm, &self.model.head, &columns);
+        let mut seed = vec![0.0f32; batch.phrasings.len() * ids.len()];
+        for (row, phrasing) in seed.chunks_mut(ids.len()).zip(&batch.phrasings) {
+            let target = &targets[phrasing.group];
+            row[column(&ids, target.yes)] = 1.0;
+            row[column(&ids, target.no)] = -1.0;
+        }
+        let seed = self.device.upload(batch.phrasings.len(), ids.len(), &seed);
+        let gradients = forward.tape.backward(logits, seed, None);
+        Ok(forward
+            .leaves
+            .iter()
+            .filter_map(|(&site, &leaf)| Some((site, self.device.duplicate(gradients.get(leaf)?))))
+            .collect())
+    }
+}
+
+fn answer_ids(targets: &[Target]) -> Vec<u32> {
+    let mut ids: Vec<u32> = targets.iter().flat_map(|target| [target.yes, target.no]).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+fn column(ids: &[u32], id: u32) -> usize {
+    ids.binary_search(&id).expect("answer ids were collected from the same targets")
+}
