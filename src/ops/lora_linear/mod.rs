@@ -8,7 +8,7 @@
 
 pub mod cases;
 mod cpu;
-mod philox;
+pub mod philox;
 mod reference;
 
 use super::Backend;
