@@ -94,7 +94,7 @@ fn a_stored_hidden_state_continues_to_the_same_bits() {
 
 #[test]
 fn margin_gradients_at_sites_equal_finite_differences() {
-    let (engine, batch, targets) = setup(Reference { precision: Precision::F32 });
+    let (engine, batch, targets) = setup(Reference::new(Precision::F32));
     let device = &engine.device;
     let margin_sum = |sites: &SitePlan<'_, Reference>| -> f64 {
         let request = ForwardRequest {
@@ -145,7 +145,7 @@ fn margin_gradients_at_sites_equal_finite_differences() {
 
 #[test]
 fn a_write_without_a_derivative_is_refused_where_a_gradient_flows() {
-    let (engine, batch, targets) = setup(Reference { precision: Precision::F32 });
+    let (engine, batch, targets) = setup(Reference::new(Precision::F32));
     let mut plan = SitePlan::default();
     plan.gradient.insert(Site { layer: 2, kind: SiteKind::ResidPost });
     plan.write.insert(
@@ -160,8 +160,8 @@ fn a_write_without_a_derivative_is_refused_where_a_gradient_flows() {
 fn nothing_below_the_lowest_leaf_is_recorded() {
     let golden = Golden::open("text");
     let file = golden.adapter("lora_l23");
-    let engine = golden.engine(Reference { precision: Precision::F32 }, Some(&file));
-    let (_, batch, _) = setup(Reference { precision: Precision::F32 });
+    let engine = golden.engine(Reference::new(Precision::F32), Some(&file));
+    let (_, batch, _) = setup(Reference::new(Precision::F32));
     let sites = SitePlan::default();
     let recorded = |end: usize| {
         let request = ForwardRequest {

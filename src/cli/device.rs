@@ -65,8 +65,8 @@ impl DeviceArgs {
             });
         }
         match (self.device, self.precision) {
-            (DeviceName::Reference, PrecisionName::Bf16) => work.run(Reference { precision: Precision::Bf16 }),
-            (DeviceName::Reference, _) => work.run(Reference { precision: Precision::F32 }),
+            (DeviceName::Reference, PrecisionName::Bf16) => work.run(Reference::new(Precision::Bf16)),
+            (DeviceName::Reference, _) => work.run(Reference::new(Precision::F32)),
             (DeviceName::Cpu, PrecisionName::Bf16) => Err(Error::Unavailable {
                 message: "--precision bf16 is not available on the CPU back end of this version".into(),
                 hint: "use --precision f32, or --device reference --precision bf16 to see what bf16 rounding does".into(),

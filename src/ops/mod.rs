@@ -12,6 +12,7 @@
 pub mod adamw;
 pub mod answer_head;
 pub mod attention;
+pub mod case;
 pub mod embed;
 mod error;
 pub mod geglu;

@@ -54,6 +54,13 @@ pub struct Reference {
     pub precision: Precision,
 }
 
+impl Reference {
+    /// A device that rounds as `precision` says.
+    pub fn new(precision: Precision) -> Self {
+        Self { precision }
+    }
+}
+
 /// A matrix, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matrix {

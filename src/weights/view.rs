@@ -67,7 +67,8 @@ impl fmt::Debug for TensorView {
 }
 
 impl TensorView {
-    /// A view of bytes in memory, copied into a map of their own: for weights that were computed, not read.
+    /// A view of bytes in memory, copied into a map of their own: for weights that were computed, not read. The data lie at an
+    /// odd address, as a file's may: nothing may rely on alignment.
     ///
     /// # Errors
     /// [`Error::SizeMismatch`] if `bytes` is not what `shape` and `dtype` need; [`Error::Io`] without memory.
@@ -85,11 +86,10 @@ impl TensorView {
             });
         }
         let io = |source| Error::Io { action: "allocate memory for", path: name.into(), source };
-        // A map cannot be empty.
-        let mut map = MmapMut::map_anon(bytes.len().max(1)).map_err(io)?;
-        map[..bytes.len()].copy_from_slice(bytes);
+        let mut map = MmapMut::map_anon(bytes.len() + 1).map_err(io)?;
+        map[1..].copy_from_slice(bytes);
         let map = Arc::new(map.make_read_only().map_err(io)?);
-        Ok(Self { map, start: 0, length: bytes.len(), dtype, shape: shape.to_vec(), name: name.into() })
+        Ok(Self { map, start: 1, length: bytes.len(), dtype, shape: shape.to_vec(), name: name.into() })
     }
 
     /// The raw little-endian bytes; no alignment is promised.

@@ -81,7 +81,7 @@ pub trait OnEach {
 
 /// Runs the body on the reference and on every instruction set of this CPU, and says which are skipped.
 pub fn on_each_device(body: &mut impl OnEach) {
-    body.run(Reference { precision: Precision::F32 }, "reference");
+    body.run(Reference::new(Precision::F32), "reference");
     for isa in isas() {
         body.run(Cpu::new(isa, Some(2)).expect("cpu device"), &isa.to_string());
     }

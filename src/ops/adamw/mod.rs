@@ -3,6 +3,7 @@
 //! g = clip·grad; p −= lr·wd·p; m = β₁m + (1−β₁)g; v = β₂v + (1−β₂)g²; p −= lr·m̂/(√v̂ + ε) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ).
 //! `clip` = min(1, c/(‖g‖+1e-6)) comes from [`AdamW::sum_of_squares`] of the gradient.
 
+pub mod cases;
 mod cpu;
 mod reference;
 

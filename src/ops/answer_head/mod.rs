@@ -3,6 +3,7 @@
 //! logits[i, c] = RMSNorm(h[i])·(1+w) · E[idsᶜ], h `[n, hidden]` (answer rows already gathered), E `[vocab, hidden]`.
 //! Backward: dn = dlogits·E (rows of the chosen ids), then RMSNorm's backward.
 
+pub mod cases;
 mod cpu;
 mod reference;
 

@@ -6,6 +6,7 @@
 //! Sums over keys are anchored at the start of the tree's prefix, then of the own suffix, so that a row's result does not depend
 //! on what else is in the batch. Fully hidden key blocks are skipped.
 
+pub mod cases;
 mod cpu;
 mod cpu_backward;
 mod reference;

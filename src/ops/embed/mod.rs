@@ -3,6 +3,7 @@
 //! `h[t, :] = E[ids[t], :] · scale`, h `[T, hidden]`, E `[vocab, hidden]`; `scale` is √hidden, rounded to bf16 where the model
 //! is used as a bf16 model. Frozen: no backward. Bound by memory.
 
+pub mod cases;
 mod cpu;
 mod reference;
 

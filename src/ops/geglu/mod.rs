@@ -1,5 +1,6 @@
 //! geglu: gelu_tanh(gate)·up, gelu(a) = ½a(1+tanh(√(2/π)(a + 0.044715a³))), all `[T, intermediate]`. Backward recomputes tanh.
 
+pub mod cases;
 mod cpu;
 mod reference;
 

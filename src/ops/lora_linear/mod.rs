@@ -6,6 +6,7 @@
 //! `out` in order, continued over the parts' r. Never dW.
 //! Cost: 2·T·in·out FLOPs forward and as many for dx, plus 2·T·r·(in+out) per LoRA product. Bound by arithmetic for T ≳ 50.
 
+pub mod cases;
 mod cpu;
 pub mod philox;
 mod reference;

@@ -4,6 +4,7 @@
 //! runs in 16 lanes (column mod 16) combined pairwise.
 //! Backward, with g = dy·(1+w): dx = ρ·(g − x̂·mean(g·x̂)).
 
+pub mod cases;
 pub(crate) mod cpu;
 pub(crate) mod reference;
 

@@ -6,6 +6,7 @@
 //! computes them; [`crate::model`] makes the table).
 //! Backward: rotate by −angle, then RMSNorm's backward with x as saved.
 
+pub mod cases;
 mod cpu;
 mod reference;
 

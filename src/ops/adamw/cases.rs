@@ -1,0 +1,67 @@
+//! Cases of adamw.
+
+use super::AdamWStep;
+use crate::ops::TrainDevice;
+use crate::ops::case::{Case, Input, Output, input, walk};
+
+/// One update of n parameters.
+pub struct AdamWCase {
+    n: usize,
+    step: AdamWStep,
+}
+
+/// All cases: the first step, a late one, weight decay, clipping; sizes around the pieces that threads take.
+pub fn cases() -> Vec<AdamWCase> {
+    [(1, 1, 0.0, 1.0), (17, 3, 0.01, 0.25), (4096, 1, 0.1, 1.0), (10_001, 1000, 0.01, 0.03)]
+        .map(|(n, step, weight_decay, gradient_scale)| AdamWCase {
+            n,
+            step: AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, gradient_scale, step },
+        })
+        .into()
+}
+
+impl Case for AdamWCase {
+    fn name(&self) -> String {
+        format!("adamw n={} step={}", self.n, self.step.step)
+    }
+
+    fn inputs(&self) -> Vec<Input> {
+        let mut inputs =
+            Vec::from(["params", "grads", "m", "v"].map(|name| input(&self.name(), name, 1, self.n, 0.25)));
+        let first = self.step.step == 1;
+        for m in &mut inputs[2].values {
+            *m = if first { 0.0 } else { *m };
+        }
+        for v in &mut inputs[3].values {
+            *v = if first { 0.0 } else { v.abs() };
+        }
+        inputs
+    }
+
+    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+        let mut params = device.duplicate(&inputs[0]);
+        let (mut m, mut v) = (device.duplicate(&inputs[2]), device.duplicate(&inputs[3]));
+        device.adamw(&mut params, &inputs[1], &mut m, &mut v, &self.step);
+        // As f32, to sit beside the matrices.
+        let squares = device.upload(1, 1, &[device.sum_of_squares(&inputs[1]) as f32]);
+        vec![
+            Output::side("params", params),
+            Output::side("m", m),
+            Output::side("v", v),
+            Output::side("sum of squares", squares),
+        ]
+    }
+
+    fn backward<D: TrainDevice>(&self, _: &D, inputs: &[D::Buf], _: &[D::Buf]) -> Vec<Option<D::Buf>> {
+        inputs.iter().map(|_| None).collect()
+    }
+
+    /// A dozen roundings of single operations.
+    fn bound(&self) -> f64 {
+        walk(16)
+    }
+
+    fn checks_gradient(&self) -> bool {
+        false
+    }
+}
