@@ -59,6 +59,7 @@ mod tests {
     use super::super::random::Random;
     use super::*;
 
+    #[expect(clippy::ptr_arg, reason = "the tree adds its own element type")]
     fn add(into: &mut Vec<f32>, other: &Vec<f32>) {
         into.iter_mut().zip(other).for_each(|(a, b)| *a += b);
     }
