@@ -53,6 +53,14 @@ pub trait OnDevice {
 }
 
 impl DeviceArgs {
+    /// The precision that will be computed in.
+    pub fn precision_name(&self) -> &'static str {
+        match (self.precision, self.device) {
+            (PrecisionName::Bf16, _) | (PrecisionName::Auto, DeviceName::Cuda) => "bf16",
+            _ => "f32",
+        }
+    }
+
     /// Makes the back end and runs `work` on it.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use crate::machine::Machine;
 use crate::report::Table;
+use super::row;
 use clap::Args;
 
 /// Arguments of `doctor`.
@@ -26,16 +27,16 @@ impl Doctor {
         let gib = |bytes: Option<u64>| {
             bytes.map_or_else(|| "unknown".into(), |bytes| format!("{:.1} GiB", bytes as f64 / f64::from(1u32 << 30)))
         };
-        let mut table = Table::new(["what", "found"]);
-        table.row(["unflip", machine.unflip]);
-        table.row(["CPU", machine.cpu.as_deref().unwrap_or("unknown")]);
-        table.row(["cores", &machine.cores.to_string()]);
-        table.row(["memory", &format!("{}, {} available", gib(machine.memory), gib(machine.memory_available))]);
-        table.row(["instruction sets", &machine.instruction_sets.join(", ")]);
-        table.row(["serves by default", &machine.serves]);
-        table.row(["CUDA", "no CUDA kernels in this version; the CPU back end serves everything"]);
-        table.row(["kernel sources", &format!("{} (sha256 {})", machine.kernels, &machine.kernels_sha256[..16])]);
-        print!("{table}");
+        let mut table = Table::new(&["what", "found"]);
+        row(&mut table, "unflip", machine.unflip);
+        row(&mut table, "CPU", machine.cpu.as_deref().unwrap_or("unknown"));
+        row(&mut table, "cores", &machine.cores.to_string());
+        row(&mut table, "memory", &format!("{}, {} available", gib(machine.memory), gib(machine.memory_available)));
+        row(&mut table, "instruction sets", &machine.instruction_sets.join(", "));
+        row(&mut table, "serves by default", &machine.serves);
+        row(&mut table, "CUDA", "no CUDA kernels in this version; the CPU back end serves everything");
+        row(&mut table, "kernel sources", &format!("{} (sha256 {})", machine.kernels, &machine.kernels_sha256[..16]));
+        print!("{}", table.plain());
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! `unflip inspect`.
 
-use crate::report::Table;
+use crate::report::{Cell, Table};
 use crate::weights::{AdapterFile, Checkpoint, LayerKind, ModelConfig, resolve_model};
+use super::row;
 use clap::Args;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,7 +62,7 @@ struct ModelDescription {
     dtypes: BTreeMap<String, u64>,
     fingerprint: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sha256: Option<BTreeMap<String, String>>,
+    sha256: Option<Vec<(String, String)>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tensor_list: Option<Vec<TensorRow>>,
 }
@@ -169,39 +170,39 @@ fn describe_adapter(folder: String, file: &AdapterFile, fits: bool) -> AdapterDe
 fn print(description: &Description) {
     let join = |layers: &[usize]| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     if let Some(model) = &description.model {
-        let mut table = Table::new(["model", &model.folder]);
-        table.row(["kind", model.kind]);
-        table.row(["layers", &format!("{} (full attention: {})", model.layers, join(&model.full_attention_layers))]);
-        table.row(["hidden, MLP", &format!("{}, {}", model.hidden, model.intermediate)]);
-        table.row(["heads", &format!("{} query, {} key/value, {} wide", model.heads, model.kv_heads, model.head_dim)]);
-        table.row(["vocabulary", &model.vocabulary.to_string()]);
-        table.row(["sliding window", &model.sliding_window.to_string()]);
+        let mut table = Table::new(&["model", &model.folder]);
+        row(&mut table, "kind", model.kind);
+        row(&mut table, "layers", &format!("{} (full attention: {})", model.layers, join(&model.full_attention_layers)));
+        row(&mut table, "hidden, MLP", &format!("{}, {}", model.hidden, model.intermediate));
+        row(&mut table, "heads", &format!("{} query, {} key/value, {} wide", model.heads, model.kv_heads, model.head_dim));
+        row(&mut table, "vocabulary", &model.vocabulary.to_string());
+        row(&mut table, "sliding window", &model.sliding_window.to_string());
         let dtypes: Vec<_> = model.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
-        table.row(["parameters", &format!("{} in {} tensors ({})", model.parameters, model.tensors, dtypes.join(", "))]);
-        table.row(["fingerprint", &model.fingerprint]);
+        row(&mut table, "parameters", &format!("{} in {} tensors ({})", model.parameters, model.tensors, dtypes.join(", ")));
+        row(&mut table, "fingerprint", &model.fingerprint);
         for (file, hash) in model.sha256.iter().flatten() {
-            table.row([format!("sha256 {file}").as_str(), hash]);
+            row(&mut table, &format!("sha256 {file}"), hash);
         }
-        print!("{table}");
+        print!("{}", table.plain());
         if let Some(list) = &model.tensor_list {
-            let mut table = Table::new(["tensor", "dtype", "shape"]);
+            let mut table = Table::new(&["tensor", "dtype", "shape"]);
             for tensor in list {
-                table.row([tensor.name.as_str(), &tensor.dtype, &format!("{:?}", tensor.shape)]);
+                table.row(vec![Cell::text(&tensor.name), Cell::text(&tensor.dtype), Cell::text(format!("{:?}", tensor.shape))]);
             }
-            print!("\n{table}");
+            print!("\n{}", table.plain());
         }
     }
     if let Some(adapter) = &description.adapter {
-        let mut table = Table::new(["adapter", &adapter.folder]);
-        table.row(["base model", adapter.base_model.as_deref().unwrap_or("not stated")]);
+        let mut table = Table::new(&["adapter", &adapter.folder]);
+        row(&mut table, "base model", adapter.base_model.as_deref().unwrap_or("not stated"));
         let scale = if adapter.rslora { "rsLoRA" } else { "LoRA" };
-        table.row(["kind", &format!("{scale} r {} α {} dropout {}", adapter.rank, adapter.alpha, adapter.dropout)]);
-        table.row(["layers", &join(&adapter.layers)]);
-        table.row(["modules", &adapter.modules.join(", ")]);
-        table.row(["parameters", &adapter.parameters.to_string()]);
+        row(&mut table, "kind", &format!("{scale} r {} α {} dropout {}", adapter.rank, adapter.alpha, adapter.dropout));
+        row(&mut table, "layers", &join(&adapter.layers));
+        row(&mut table, "modules", &adapter.modules.join(", "));
+        row(&mut table, "parameters", &adapter.parameters.to_string());
         if adapter.fits_model.is_some() {
-            table.row(["fits the model", "yes"]);
+            row(&mut table, "fits the model", "yes");
         }
-        print!("{table}");
+        print!("{}", table.plain());
     }
 }

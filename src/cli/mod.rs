@@ -4,6 +4,7 @@
 
 mod ask;
 mod compare;
+mod data;
 mod device;
 mod doctor;
 mod eval;
@@ -90,4 +91,9 @@ fn print_json(value: &impl serde::Serialize) -> crate::Result<()> {
     })?;
     println!("{text}");
     Ok(())
+}
+
+/// Adds a row of a name and a text.
+fn row(table: &mut crate::report::Table, name: &str, text: &str) {
+    table.row(vec![crate::report::Cell::text(name), crate::report::Cell::text(text)]);
 }

@@ -4,7 +4,8 @@ use crate::model::{Adapter, EmbedScale, Engine};
 use crate::ops::Device;
 use crate::weights::{AdapterFile, Checkpoint, resolve_model};
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 
 /// How √hidden is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -69,4 +70,36 @@ impl ModelArgs {
         }
         Ok(engine)
     }
+}
+
+/// Identifies an adapter by what its two files hold.
+///
+/// # Errors
+/// Files that cannot be read.
+pub fn adapter_identity(folder: &Path) -> crate::Result<String> {
+    let mut hash = Sha256::new();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let path = folder.join(name);
+        hash.update(std::fs::read(&path).map_err(|error| crate::Error::io("read", &path, error))?);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Refuses an image with the reason: a text-only model, or a vision tower that this version does not run.
+///
+/// # Errors
+/// If there is an image.
+pub fn refuse_image(image: Option<&str>, checkpoint: &Checkpoint) -> crate::Result<()> {
+    let Some(image) = image else { return Ok(()) };
+    let (message, hint) = match checkpoint.config.vision {
+        None => (
+            format!("image {image} was given, and {} is a text-only model", checkpoint.dir().display()),
+            "leave the image out, or use a vision-language model",
+        ),
+        Some(_) => (
+            format!("image {image} was given, and this version does not run the vision tower"),
+            "leave the image out to ask about text alone",
+        ),
+    };
+    Err(crate::Error::Usage { message, hint: Some(hint.into()) })
 }

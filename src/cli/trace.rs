@@ -86,13 +86,7 @@ impl Trace {
             });
         }
         if let Some(index) = input.groups.iter().position(|group| group.image.is_some()) {
-            return Err(crate::Error::Usage {
-                message: match checkpoint.config.vision {
-                    None => format!("group {index} has an image, and {} is a text-only model", self.model.model),
-                    Some(_) => format!("group {index} has an image, and this version has no vision tower yet"),
-                },
-                hint: Some("set the groups' `image` to null".into()),
-            });
+            super::model::refuse_image(Some(&format!("of group {index}")), &checkpoint)?;
         }
         if self.pixels.is_some() {
             return Err(crate::Error::Usage {

@@ -1,7 +1,6 @@
 //! Where each LoRA module's A and B lie in the one flat parameter vector.
 
 use super::Error;
-use super::weights::module_shape;
 use crate::weights::{AdapterFile, Module, TextConfig};
 use std::collections::BTreeSet;
 
@@ -72,7 +71,7 @@ impl LoraLayout {
         for &layer in &settings.layers {
             check_layer(config, layer)?;
             for &module in &settings.modules {
-                let (outputs, inputs) = module_shape(config, module);
+                let [outputs, inputs] = config.linear_shape(module);
                 layout.push(layer, module, settings.rank, settings.scale(), inputs, outputs);
             }
         }
@@ -87,7 +86,7 @@ impl LoraLayout {
         let mut layout = Self { slots: Vec::new(), len: 0 };
         for tensors in &file.tensors {
             check_layer(config, tensors.layer)?;
-            let (outputs, inputs) = module_shape(config, tensors.module);
+            let [outputs, inputs] = config.linear_shape(tensors.module);
             if (outputs, inputs) != (tensors.outputs, tensors.inputs) {
                 return Err(Error::AdapterShape {
                     layer: tensors.layer,

@@ -92,18 +92,17 @@ impl<D: Backend> TextModel<D> {
         let (hidden, head_dim) = (config.hidden_size, config.head_dim);
         let table = [config.vocab_size, hidden];
         let embedding = tensor("embed_tokens.weight", &table)?;
-        let head = if checkpoint.has("lm_head.weight") {
-            device.weight(&checkpoint.tensor_shaped("lm_head.weight", &table)?)?
-        } else {
+        let head = if config.tie_word_embeddings {
             tensor("embed_tokens.weight", &table)?
+        } else {
+            device.weight(&checkpoint.tensor_shaped("lm_head.weight", &table)?)?
         };
         let blocks = (0..depth)
             .map(|index| {
                 let norm = |name: &str| tensor(&format!("layers.{index}.{name}.weight"), &[hidden]);
                 let head_norm = |name: &str| tensor(&format!("layers.{index}.self_attn.{name}.weight"), &[head_dim]);
                 let linear = |module: Module| {
-                    let (outputs, inputs) = module_shape(&config, module);
-                    tensor(&format!("layers.{index}.{}.weight", module.path()), &[outputs, inputs])
+                    tensor(&format!("layers.{index}.{}.weight", module.path()), &config.linear_shape(module))
                 };
                 Ok(Layer {
                     input_norm: norm("input_layernorm")?,
@@ -138,19 +137,5 @@ impl<D: Backend> TextModel<D> {
     /// Layers that were loaded.
     pub fn depth(&self) -> usize {
         self.layers.len()
-    }
-}
-
-/// `(out, in)` of a projection.
-pub fn module_shape(config: &TextConfig, module: Module) -> (usize, usize) {
-    let hidden = config.hidden_size;
-    let queries = config.num_attention_heads * config.head_dim;
-    let keys = config.num_key_value_heads * config.head_dim;
-    match module {
-        Module::Q => (queries, hidden),
-        Module::K | Module::V => (keys, hidden),
-        Module::O => (hidden, queries),
-        Module::Gate | Module::Up => (config.intermediate_size, hidden),
-        Module::Down => (hidden, config.intermediate_size),
     }
 }

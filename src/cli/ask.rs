@@ -1,0 +1,123 @@
+//! `unflip ask`.
+
+use super::data::Prompting;
+use super::device::{DeviceArgs, OnDevice};
+use super::model::ModelArgs;
+use crate::data::{Answer, Meta, Paraphrase, PromptGroup};
+use crate::ops::TrainDevice;
+use crate::report::{Cell, Table};
+use crate::train::{EngineGroup, MarginEngine, says_yes};
+use crate::weights::{AdapterFile, Checkpoint};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Arguments of `ask`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  unflip ask --model models/gemma-3-270m --context \"The lungs are clear. No effusion.\" \\\n    \
+    \"Is there a pleural effusion?\" -p \"Is pleural fluid present?\" -p \"Does the patient have fluid around the lung?\"")]
+pub struct Ask {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The question
+    #[arg(value_name = "QUESTION")]
+    question: String,
+    /// The same question in other words (repeat for more)
+    #[arg(short, long = "paraphrase", value_name = "TEXT")]
+    paraphrases: Vec<String>,
+    /// Text before the question, a report say
+    #[arg(long, value_name = "TEXT", conflicts_with = "context_file")]
+    context: Option<String>,
+    /// File with the text before the question
+    #[arg(long, value_name = "FILE")]
+    context_file: Option<PathBuf>,
+    /// Image of the question (vision-language models)
+    #[arg(long, value_name = "FILE")]
+    image: Option<String>,
+    /// Pattern of the user's turn (default: the paper's)
+    #[arg(long, value_name = "PATTERN")]
+    template: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+impl Ask {
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// Anything wrong with the model, its tokenizer or the prompts.
+    pub fn run(mut self) -> crate::Result<()> {
+        if let Some(path) = &self.context_file {
+            let text = std::fs::read_to_string(path).map_err(|error| crate::Error::io("read", path, error))?;
+            self.context = Some(text.trim_end().to_owned());
+        }
+        let (checkpoint, adapter) = self.model.open()?;
+        super::model::refuse_image(self.image.as_deref(), &checkpoint)?;
+        let prompting = Prompting::open(&checkpoint, self.template.as_deref())?;
+        let group = PromptGroup {
+            id: "ask".into(),
+            image: None,
+            context: self.context.clone(),
+            question: self.question.clone(),
+            paraphrases: self
+                .paraphrases
+                .iter()
+                .map(|text| Paraphrase { text: text.clone(), phenomenon: None })
+                .collect(),
+            // Margins do not depend on it.
+            answer: Answer::Yes,
+            meta: Meta::default(),
+        };
+        let tokens = group.tokenize(&prompting.tokenizer, &prompting.template, None)?;
+        let (yes, no) = (prompting.answers.yes, prompting.answers.no);
+        let group = EngineGroup { id: group.id, tokens, yes, no, answer_yes: true };
+        let device = self.device.clone();
+        let (model, json) = (self.model.clone(), self.json);
+        let phrasings: Vec<String> = std::iter::once(self.question).chain(self.paraphrases).collect();
+        let margins = device.run(Work { model, checkpoint, adapter, group })?;
+        print(&phrasings, &margins, json)
+    }
+}
+
+struct Work {
+    model: ModelArgs,
+    checkpoint: Checkpoint,
+    adapter: Option<AdapterFile>,
+    group: EngineGroup,
+}
+
+impl OnDevice for Work {
+    type Output = Vec<f64>;
+
+    fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<Vec<f64>> {
+        let mut engine = self.model.engine(device, &self.checkpoint, self.adapter.as_ref(), None)?;
+        Ok(MarginEngine::margins(&mut engine, &[self.group])?.remove(0))
+    }
+}
+
+fn print(phrasings: &[String], margins: &[f64], json: bool) -> crate::Result<()> {
+    let original = says_yes(margins[0]);
+    let mut table = Table::new(&["phrasing", "answer", "margin", "p(yes)", "flip"]);
+    let mut flips = 0;
+    for (text, &margin) in phrasings.iter().zip(margins) {
+        let flip = says_yes(margin) != original;
+        flips += u32::from(flip);
+        table.row(vec![
+            Cell::text(text),
+            Cell::text(if says_yes(margin) { "yes" } else { "no" }),
+            Cell::Number(margin, 3),
+            Cell::Percent(1.0 / (1.0 + (-margin).exp()), 1),
+            Cell::text(if flip { "FLIP" } else { "" }),
+        ]);
+    }
+    if json {
+        return super::print_json(&table.json());
+    }
+    print!("{}", table.plain());
+    if phrasings.len() > 1 {
+        println!("\n{flips} of {} paraphrases flip the answer", phrasings.len() - 1);
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! Prompt groups for `eval`, `train` and `ask`: tokenizer, template, answer ids.
+
+use crate::data::{GroupFile, ReadOptions, read_groups};
+use crate::eval::{Question, questions};
+use crate::text::{AnswerIds, AnswerStrings, PromptTemplate, Tokenizer};
+use crate::weights::Checkpoint;
+use std::path::Path;
+
+/// How a model's prompts are made.
+pub struct Prompting {
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The user's turn.
+    pub template: PromptTemplate,
+    /// Answer tokens.
+    pub answers: AnswerIds,
+}
+
+impl Prompting {
+    /// Opens the model folder's tokenizer; `template` is a pattern, the paper's by default.
+    ///
+    /// # Errors
+    /// No tokenizer, a template without a question, or an answer that is not one token.
+    pub fn open(checkpoint: &Checkpoint, template: Option<&str>) -> crate::Result<Self> {
+        let tokenizer = Tokenizer::open(checkpoint.dir())?;
+        let template = match template {
+            Some(pattern) => PromptTemplate::new(pattern)?,
+            None => PromptTemplate::default(),
+        };
+        let answers = AnswerIds::look_up(&tokenizer, &AnswerStrings::default())?;
+        Ok(Self { tokenizer, template, answers })
+    }
+
+    /// Reads and tokenizes the first `limit` groups of a file.
+    ///
+    /// # Errors
+    /// Anything wrong with the file; an image, which this version cannot see.
+    pub fn read(
+        &self,
+        path: &Path,
+        limit: Option<usize>,
+        options: ReadOptions,
+    ) -> crate::Result<(GroupFile, Vec<Question>)> {
+        let file = read_groups(path, options)?;
+        let questions = questions(&file, limit, &self.tokenizer, &self.template, self.answers, None)?;
+        Ok((file, questions))
+    }
+}
