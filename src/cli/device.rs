@@ -3,6 +3,7 @@
 use crate::cpu::{Cpu, Isa};
 use crate::ops::reference::{Precision, Reference};
 use crate::ops::{Error, TrainDevice};
+use crate::train::Settings;
 use clap::{Args, ValueEnum};
 
 /// Back ends.
@@ -53,6 +54,19 @@ pub trait OnDevice {
 }
 
 impl DeviceArgs {
+    /// The same choices, as a training run's settings name them.
+    ///
+    /// # Errors
+    /// A back end or precision that is none.
+    pub fn named(settings: &Settings) -> crate::Result<Self> {
+        Ok(Self {
+            device: super::choice("model.device", &settings.model.device)?,
+            precision: super::choice("model.precision", &settings.model.precision)?,
+            isa: settings.run.isa.clone(),
+            threads: settings.run.threads,
+        })
+    }
+
     /// The precision that will be computed in.
     pub fn precision_name(&self) -> &'static str {
         match (self.precision, self.device) {

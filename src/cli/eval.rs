@@ -96,7 +96,7 @@ impl OnDevice for Work {
 
     fn run<D: TrainDevice + 'static>(mut self, device: D) -> crate::Result<Evaluation> {
         let arguments = &self.arguments;
-        self.header.unit = device.describe();
+        self.header.unit = device.unit();
         let mut engine = arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), None)?;
         engine.share_prefix = !arguments.no_sharing;
         let settings = EvalSettings {

@@ -97,3 +97,17 @@ fn print_json(value: &impl serde::Serialize) -> crate::Result<()> {
 fn row(table: &mut crate::report::Table, name: &str, text: &str) {
     table.row(vec![crate::report::Cell::text(name), crate::report::Cell::text(text)]);
 }
+
+/// A value of a setting that a flag of the same kind takes as well.
+fn choice<T: clap::ValueEnum>(key: &str, text: &str) -> crate::Result<T> {
+    T::from_str(text, false).map_err(|_| {
+        let names: Vec<String> = T::value_variants()
+            .iter()
+            .filter_map(|variant| Some(variant.to_possible_value()?.get_name().to_owned()))
+            .collect();
+        crate::Error::Usage {
+            message: format!("`{key}` must be one of {}, found `{text}`", names.join(", ")),
+            hint: None,
+        }
+    })
+}

@@ -2,6 +2,7 @@
 
 use crate::model::{Adapter, EmbedScale, Engine};
 use crate::ops::Device;
+use crate::train::ModelSettings;
 use crate::weights::{AdapterFile, Checkpoint, resolve_model};
 use clap::{Args, ValueEnum};
 use sha2::{Digest, Sha256};
@@ -43,6 +44,18 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// The same choices, as a training run's settings name them.
+    ///
+    /// # Errors
+    /// A rounding that is none.
+    pub fn named(path: &str, settings: &ModelSettings) -> crate::Result<Self> {
+        Ok(Self {
+            model: path.into(),
+            adapter: settings.adapter.clone(),
+            embed_scale: super::choice("model.embed_scale", &settings.embed_scale)?,
+        })
+    }
+
     /// Maps the checkpoint and reads the adapter.
     ///
     /// # Errors

@@ -242,6 +242,10 @@ impl Backend for Cpu {
         }
     }
 
+    fn unit(&self) -> String {
+        "cpu f32".into()
+    }
+
     fn describe(&self) -> String {
         format!("cpu f32 {}", self.isa)
     }

@@ -52,6 +52,8 @@ pub trait Backend: Sync {
     fn scatter_add_rows(&self, target: &mut Self::Buf, source: &Self::Buf, rows: &[u32]);
     /// What computes, for logs and result files, e.g. `cpu f32 avx2`.
     fn describe(&self) -> String;
+    /// What decides the bits of a result, e.g. `cpu f32`: instruction sets that promise the same bits are one unit.
+    fn unit(&self) -> String;
 }
 
 /// Everything a forward pass of the text model needs.

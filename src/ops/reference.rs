@@ -219,6 +219,10 @@ impl Backend for Reference {
         }
     }
 
+    fn unit(&self) -> String {
+        self.describe()
+    }
+
     fn describe(&self) -> String {
         match self.precision {
             Precision::F32 => "reference f64".into(),
