@@ -69,6 +69,7 @@ impl Eval {
             template: prompting.template.hash(),
             precision: self.device.precision_name().into(),
             unit: String::new(),
+            version: env!("CARGO_PKG_VERSION").into(),
         };
         let (device, out, json) = (self.device.clone(), self.out.clone(), self.json);
         let evaluation = device.run(Work { arguments: self, checkpoint, adapter, questions, header })?;

@@ -143,7 +143,7 @@ impl Inspect {
             tensors: names.len(),
             parameters,
             dtypes,
-            fingerprint: checkpoint.fingerprint(),
+            fingerprint: checkpoint.fingerprint()?,
             sha256: if self.sha256 { Some(checkpoint.sha256_files()?) } else { None },
             tensor_list: self.tensors.then_some(list),
         })
