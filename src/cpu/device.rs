@@ -234,12 +234,15 @@ impl Backend for Cpu {
     fn scatter_add_rows(&self, target: &mut CpuBuf, source: &CpuBuf, rows: &[u32]) {
         assert_eq!((rows.len(), target.cols), self.shape(source), "rows to add");
         let cols = target.cols;
-        for (i, &row) in rows.iter().enumerate() {
-            let values = &mut target.data[row as usize * cols..][..cols];
-            for (value, added) in values.iter_mut().zip(source.row(i)) {
-                *value += added;
+        // In the pool although serial: its workers flush denormals.
+        self.install(|| {
+            for (i, &row) in rows.iter().enumerate() {
+                let values = &mut target.data[row as usize * cols..][..cols];
+                for (value, added) in values.iter_mut().zip(source.row(i)) {
+                    *value += added;
+                }
             }
-        }
+        });
     }
 
     fn unit(&self) -> String {
