@@ -19,6 +19,9 @@ pub enum Error {
     /// Token tree.
     #[error(transparent)]
     Batch(#[from] crate::batch::Error),
+    /// Unknown loss, λ out of range.
+    #[error(transparent)]
+    Objective(#[from] crate::objective::Error),
     /// Device, instruction set or precision.
     #[error(transparent)]
     Device(#[from] crate::ops::Error),
@@ -59,6 +62,7 @@ impl Error {
             Self::Text(error) => error.hint(),
             Self::Data(error) => error.hint(),
             Self::Batch(error) => error.hint(),
+            Self::Objective(error) => error.hint(),
             Self::Device(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::Train(error) => error.hint(),

@@ -6,38 +6,19 @@
 //! ```
 //!
 //! A row sees keys of its own prefix and its own suffix, nothing else; per layer kind that is two key intervals
-//! ([`KeySpans`]) with window and image blocks folded in, so no kernel needs a mask matrix.
+//! ([`KeySpans`]) with window and image blocks folded in, so no kernel needs a mask matrix. The mask is that of transformers 4.57.
+
+mod error;
+mod pack;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub use crate::data::TokenGroup;
+pub use error::Error;
+pub use pack::PackOptions;
 
 use std::ops::Range;
-
-/// Errors of prompts that cannot be packed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Placeholder until the packer states its own.
-    #[error("group {group}: {problem}")]
-    Group {
-        /// Index of the group.
-        group: usize,
-        /// What is wrong with it.
-        problem: String,
-    },
-}
-
-impl Error {
-    /// What to do.
-    pub fn hint(&self) -> Option<String> {
-        None
-    }
-}
-
-/// Token ids of one group: every phrasing is `prefix` followed by its suffix.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenGroup {
-    /// Shared tokens (may be empty).
-    pub prefix: Vec<u32>,
-    /// One per phrasing, none empty; phrasing 0 is the original.
-    pub suffixes: Vec<Vec<u32>>,
-}
 
 /// Keys visible to a row, as packed row indices: `[lo0, hi0)` within its prefix and `[lo1, hi1)` within its suffix.
 /// For a prefix row the second interval is empty.

@@ -1,11 +1,18 @@
-//! Text to token ids: tokenizer, chat template, answer tokens.
+//! Text to token ids: tokenizer, Gemma's chat format, prompt template, answer tokens.
+//!
+//! Rendered prompts start with `<bos>`, so nothing here ever lets the tokenizer add it a second time.
 
-/// Errors of tokenizer and answer tokens.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
-impl Error {
-    /// What to do.
-    pub fn hint(&self) -> Option<String> {
-        None
-    }
-}
+mod answers;
+mod chat;
+mod error;
+mod template;
+mod tokenizer;
+
+pub use answers::{AnswerIds, AnswerStrings, Answers, Variant};
+pub use chat::{ImageTokens, expand_images, user_turn};
+pub use error::Error;
+pub use template::PromptTemplate;
+pub use tokenizer::Tokenizer;
+
+#[cfg(test)]
+pub(crate) use tokenizer::tests::tiny as tiny_tokenizer;

@@ -1,0 +1,171 @@
+//! The terms of the losses and their derivatives. Two-way terms go through margins; full ones through softmax over the row.
+
+use super::{Accuracy, Consistency, GroupLogits, GroupLoss, Objective, Pairs};
+
+impl Objective {
+    /// Loss of one group and its gradient in every logit. Logits that are not finite make a loss that is not finite.
+    pub fn evaluate(&self, group: &GroupLogits<'_>) -> GroupLoss {
+        let rows: Vec<&[f64]> = group.logits.chunks_exact(group.columns).collect();
+        let margins: Vec<f64> = rows.iter().map(|row| row[group.yes] - row[group.no]).collect();
+        let pairs = pairs(rows.len(), self.pairs);
+        let mut sum = Sum { group, dmargins: vec![0.0; rows.len()], dlogits: vec![0.0; group.logits.len()] };
+        // A row's softmax serves all of its pairs and its cross-entropy.
+        let full =
+            if self.needs_full_vocabulary() { rows.iter().map(|row| softmax(row)).collect() } else { Vec::new() };
+        let (mut loss, mut consistency, mut accuracy) = (0.0, 0.0, 0.0);
+
+        if let Some((part, weight)) = self.consistency {
+            let share = if pairs.is_empty() { 0.0 } else { 1.0 / pairs.len() as f64 };
+            for &(i, j) in &pairs {
+                consistency += share
+                    * match part {
+                        Consistency::Margin => sum.margin(&margins, i, j, weight * share),
+                        Consistency::SymklBinary => sum.symkl_binary(&margins, i, j, weight * share),
+                        Consistency::SymklFull if full.is_empty() => 0.0,
+                        Consistency::SymklFull => {
+                            sum.symkl_full((rows[i], &full[i].0), (rows[j], &full[j].0), i, j, weight * share)
+                        }
+                    };
+            }
+            if weight > 0.0 {
+                loss += weight * consistency;
+            }
+        }
+        if let Some((part, weight)) = self.accuracy {
+            for k in 0..rows.len() {
+                let share = if self.accuracy_of_pairs {
+                    let with_k = pairs.iter().filter(|&&(i, j)| i == k || j == k).count();
+                    if with_k == 0 { 0.0 } else { with_k as f64 / pairs.len() as f64 }
+                } else {
+                    1.0 / rows.len() as f64
+                };
+                accuracy += share
+                    * match part {
+                        Accuracy::CeBinary => sum.ce_binary(margins[k], k, weight * share),
+                        Accuracy::CeFull if full.is_empty() => 0.0,
+                        Accuracy::CeFull => sum.ce_full(rows[k], &full[k], k, weight * share),
+                    };
+            }
+            if weight > 0.0 {
+                loss += weight * accuracy;
+            }
+        }
+        GroupLoss { loss, consistency, accuracy, margins, dlogits: sum.finish() }
+    }
+}
+
+/// Indices (i, j), i < j, of the paired phrasings.
+fn pairs(phrasings: usize, pairs: Pairs) -> Vec<(usize, usize)> {
+    match pairs {
+        Pairs::Original => (1..phrasings).map(|k| (0, k)).collect(),
+        Pairs::All => (0..phrasings).flat_map(|i| (i + 1..phrasings).map(move |j| (i, j))).collect(),
+    }
+}
+
+/// Gradients so far: each term adds its own times a factor and returns its value.
+struct Sum<'a> {
+    group: &'a GroupLogits<'a>,
+    dmargins: Vec<f64>,
+    dlogits: Vec<f64>,
+}
+
+impl Sum<'_> {
+    /// (m_i − m_j)²
+    fn margin(&mut self, m: &[f64], i: usize, j: usize, factor: f64) -> f64 {
+        let difference = m[i] - m[j];
+        self.dmargins[i] += factor * 2.0 * difference;
+        self.dmargins[j] -= factor * 2.0 * difference;
+        difference * difference
+    }
+
+    /// ½(p_i − p_j)(m_i − m_j); ∂/∂m_i = ½[(p_i − p_j) + p_i(1 − p_i)(m_i − m_j)].
+    fn symkl_binary(&mut self, m: &[f64], i: usize, j: usize, factor: f64) -> f64 {
+        // Of two margins above zero the complements differ by as much, and keep the digits that 1 − tiny loses.
+        let dp = if m[i] > 0.0 && m[j] > 0.0 { sigmoid(-m[j]) - sigmoid(-m[i]) } else { sigmoid(m[i]) - sigmoid(m[j]) };
+        let dm = m[i] - m[j];
+        let slope = |m: f64| sigmoid(m) * sigmoid(-m);
+        self.dmargins[i] += factor * 0.5 * (dp + slope(m[i]) * dm);
+        self.dmargins[j] -= factor * 0.5 * (dp + slope(m[j]) * dm);
+        0.5 * dp * dm
+    }
+
+    /// ½Σ_v (p_i − p_j)Δ, Δ = z_i − z_j (the log-partition cancels); ∂/∂z_i = ½[(p_i − p_j) + p_i·(Δ − Σ p_i·Δ)].
+    fn symkl_full(
+        &mut self,
+        (zi, pi): (&[f64], &[f64]),
+        (zj, pj): (&[f64], &[f64]),
+        i: usize,
+        j: usize,
+        factor: f64,
+    ) -> f64 {
+        let (mut mean_i, mut mean_j) = (0.0, 0.0);
+        for v in 0..zi.len() {
+            let delta = zi[v] - zj[v];
+            mean_i += pi[v] * delta;
+            mean_j += pj[v] * delta;
+        }
+        if factor > 0.0 {
+            let columns = self.group.columns;
+            let (before_j, from_j) = self.dlogits.split_at_mut(j * columns);
+            let (di, dj) = (&mut before_j[i * columns..(i + 1) * columns], &mut from_j[..columns]);
+            for v in 0..zi.len() {
+                let (delta, dp) = (zi[v] - zj[v], pi[v] - pj[v]);
+                di[v] += factor * 0.5 * (dp + pi[v] * (delta - mean_i));
+                dj[v] -= factor * 0.5 * (dp + pj[v] * (delta - mean_j));
+            }
+        }
+        0.5 * (mean_i - mean_j)
+    }
+
+    /// softplus(−m) if yes is right, else softplus(m).
+    fn ce_binary(&mut self, m: f64, k: usize, factor: f64) -> f64 {
+        let sign = if self.group.answer_yes { -1.0 } else { 1.0 };
+        self.dmargins[k] += factor * sign * sigmoid(sign * m);
+        softplus(sign * m)
+    }
+
+    /// −log softmax(z)[answer]; ∂/∂z = p − [answer].
+    fn ce_full(&mut self, z: &[f64], (p, lse): &(Vec<f64>, f64), k: usize, factor: f64) -> f64 {
+        let answer = if self.group.answer_yes { self.group.yes } else { self.group.no };
+        if factor > 0.0 {
+            let columns = self.group.columns;
+            let dz = &mut self.dlogits[k * columns..(k + 1) * columns];
+            for (d, p) in dz.iter_mut().zip(p) {
+                *d += factor * p;
+            }
+            dz[answer] -= factor;
+        }
+        lse - z[answer]
+    }
+
+    /// Hands the margins' gradients on to their logits.
+    fn finish(mut self) -> Vec<f64> {
+        for (row, d) in self.dlogits.chunks_exact_mut(self.group.columns).zip(self.dmargins) {
+            row[self.group.yes] += d;
+            row[self.group.no] -= d;
+        }
+        self.dlogits
+    }
+}
+
+/// Softmax and log-sum-exp of a row.
+pub(super) fn softmax(z: &[f64]) -> (Vec<f64>, f64) {
+    let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mut p: Vec<f64> = z.iter().map(|z| (z - max).exp()).collect();
+    let total: f64 = p.iter().sum();
+    for p in &mut p {
+        *p /= total;
+    }
+    (p, max + total.ln())
+}
+
+/// log(1 + eˣ) without overflow.
+fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// 1/(1 + e⁻ˣ) without overflow, exact in both tails.
+fn sigmoid(x: f64) -> f64 {
+    let e = (-x.abs()).exp();
+    if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }
+}
