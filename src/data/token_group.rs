@@ -83,6 +83,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn splitting_loses_no_token(prompts in prop::collection::vec(prop::collection::vec(0u32..3, 1..12), 1..5)) {
             let group = TokenGroup::from_prompts(prompts.clone(), Some(2));
