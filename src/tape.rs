@@ -400,10 +400,11 @@ impl<D: TrainDevice> Tape<'_, D> {
                         .collect();
                     let borrowed: Vec<Part<'_, D>> = parts.iter().map(Projection::part).collect();
                     let need_dx = self.needs_gradient(x);
-                    let target = if self.train_lora { adapter_gradient.as_deref_mut() } else { None };
+                    let trains = self.train_lora && parts.iter().any(|part| part.lora.is_some());
+                    let target = if trains { adapter_gradient.as_deref_mut() } else { None };
                     let references: Vec<&D::Buf> = dy.iter().collect();
-                    let dx =
-                        device.lora_linear_backward(&references, self.value(x), &su, &borrowed, target, need_dx);
+                    let input = self.values[x.0].buf.as_ref();
+                    let dx = device.lora_linear_backward(&references, input, &su, &borrowed, target, need_dx);
                     if let Some(dx) = dx {
                         self.accumulate(&mut gradients, x, dx);
                     }

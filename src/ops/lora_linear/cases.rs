@@ -128,7 +128,7 @@ impl Case for LoraLinearCase {
             let su = device.lora_linear(x, parts).su;
             let dy: Vec<&D::Buf> = d_outputs.iter().collect();
             let mut grads = device.zeros(1, self.layout().1);
-            let dx = device.lora_linear_backward(&dy, x, &su, parts, Some(&mut grads), true);
+            let dx = device.lora_linear_backward(&dy, Some(x), &su, parts, Some(&mut grads), true);
             vec![dx, Some(grads)]
         })
     }

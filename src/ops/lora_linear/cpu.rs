@@ -98,14 +98,14 @@ impl LoraLinearBackward for Cpu {
     fn lora_linear_backward(
         &self,
         dy: &[&CpuBuf],
-        x: &CpuBuf,
+        x: Option<&CpuBuf>,
         su: &[Option<CpuBuf>],
         parts: &[Part<'_, Self>],
         grads: Option<&mut CpuBuf>,
         need_dx: bool,
     ) -> Option<CpuBuf> {
         self.install(|| {
-            let (rows, inputs) = (x.rows(), x.cols());
+            let (rows, inputs) = (dy[0].rows(), parts[0].weight.cols());
             let isa = self.isa();
             // du of every adapted part, scaled.
             let du: Vec<Option<Block>> = parts
@@ -125,6 +125,7 @@ impl LoraLinearBackward for Cpu {
                 .collect();
 
             if let Some(grads) = grads {
+                let x = x.expect("a tape that wants adapter gradients keeps the input");
                 for (((part, dy), su), du) in parts.iter().zip(dy).zip(su).zip(&du) {
                     let (Some(term), Some(su), Some(du)) = (&part.lora, su, du) else { continue };
                     let (outputs, rank) = (dy.cols(), term.rank);

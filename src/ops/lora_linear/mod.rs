@@ -71,12 +71,12 @@ pub trait LoraLinear: Backend {
 
 /// Backward.
 pub trait LoraLinearBackward: LoraLinear {
-    /// dy: one `[T, outᵢ]` per part; `su` as saved. Writes dA and dB of every adapted part to `grads` (flat, same offsets as the
+    /// dy: one `[T, outᵢ]` per part; `x` as in the forward pass, needed only where `grads` is given; `su` as saved. Writes dA and dB of every adapted part to `grads` (flat, same offsets as the
     /// parameters; each is written, not added). Returns dx `[T, in]` if asked for (`need_dx`), else `None`.
     fn lora_linear_backward(
         &self,
         dy: &[&Self::Buf],
-        x: &Self::Buf,
+        x: Option<&Self::Buf>,
         su: &[Option<Self::Buf>],
         parts: &[Part<'_, Self>],
         grads: Option<&mut Self::Buf>,

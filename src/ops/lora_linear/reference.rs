@@ -50,14 +50,14 @@ impl LoraLinearBackward for Reference {
     fn lora_linear_backward(
         &self,
         dy: &[&Matrix],
-        x: &Matrix,
+        x: Option<&Matrix>,
         su: &[Option<Matrix>],
         parts: &[Part<'_, Self>],
         mut grads: Option<&mut Matrix>,
         need_dx: bool,
     ) -> Option<Matrix> {
-        let (rows, inputs) = (x.rows, x.cols);
-        let x = self.precision.rounded(&x.data);
+        let (rows, inputs) = (dy[0].rows, parts[0].weight.matrix().cols);
+        let x = x.map(|x| self.precision.rounded(&x.data));
         let mut dx = need_dx.then(|| Matrix::zeros(rows, inputs));
         for ((part, dy), su) in parts.iter().zip(dy).zip(su) {
             let outputs = dy.cols;
@@ -74,9 +74,10 @@ impl LoraLinearBackward for Reference {
                 *du = self.precision.round(f64::from(term.scale) * *du);
             }
             if let Some(grads) = grads.as_deref_mut() {
+                let x = x.as_deref().expect("a tape that wants adapter gradients keeps the input");
                 let da = &mut grads.data[term.a..term.a + term.rank * inputs];
                 da.fill(0.0);
-                add_transposed_product(da, &du, &dropped(term, &x, inputs), term.rank, inputs);
+                add_transposed_product(da, &du, &dropped(term, x, inputs), term.rank, inputs);
                 let db = &mut grads.data[term.b..term.b + outputs * term.rank];
                 db.fill(0.0);
                 add_transposed_product(db, &dy, &su.data, outputs, term.rank);
