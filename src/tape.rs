@@ -452,8 +452,7 @@ impl<D: TrainDevice> Tape<'_, D> {
                 }
                 Node::AnswerHead { h, w, head, columns, out } => {
                     if let Some(dlogits) = self.finish(&mut gradients, &mut leaves, out) {
-                        let dh =
-                            device.answer_head_backward(&dlogits, self.value(h), w, eps, head, columns.borrow());
+                        let dh = device.answer_head_backward(&dlogits, self.value(h), w, eps, head, columns.borrow());
                         self.accumulate(&mut gradients, h, dh);
                     }
                 }

@@ -83,16 +83,14 @@ pub fn trace_loss<D: TrainDevice>(
         tree.push(position as u64, leaf.gradient, |into, other| engine.device.add_assign(into, other));
     }
     let count = input.groups.len() as f64;
-    let mut out =
-        vec![TraceTensor { name: "loss".into(), shape: vec![1], values: vec![(loss / count) as f32] }];
+    let mut out = vec![TraceTensor { name: "loss".into(), shape: vec![1], values: vec![(loss / count) as f32] }];
     let Some(sum) = tree.finish(|into, other| engine.device.add_assign(into, other)) else { return Ok(out) };
     let gradient = engine.device.download(&sum);
     let layout = &engine.adapter.as_ref().expect("a loss needs an adapter").layout;
     for (slot, tensors) in layout.slots().iter().zip(&adapter.tensors) {
-        for (name, start, shape) in [
-            (&tensors.a_name, slot.a, [slot.rank, slot.inputs]),
-            (&tensors.b_name, slot.b, [slot.outputs, slot.rank]),
-        ] {
+        for (name, start, shape) in
+            [(&tensors.a_name, slot.a, [slot.rank, slot.inputs]), (&tensors.b_name, slot.b, [slot.outputs, slot.rank])]
+        {
             let values = gradient[start..start + shape[0] * shape[1]].iter().map(|g| (g / count) as f32).collect();
             out.push(TraceTensor { name: name.clone(), shape: shape.to_vec(), values });
         }

@@ -11,8 +11,8 @@ use unflip::cpu::{Cpu, Isa};
 use unflip::data::TraceInput;
 use unflip::model::{Adapter, EmbedScale, Engine, Entry, ForwardRequest, OutputRows, Site, SiteKind, SitePlan, Target};
 use unflip::objective::{Objective, Pairs};
-use unflip::ops::adamw::{AdamW, AdamWStep};
 use unflip::ops::Backend;
+use unflip::ops::adamw::{AdamW, AdamWStep};
 use unflip::tape::Columns;
 use unflip::text::Tokenizer;
 use unflip::weights::{AdapterFile, Checkpoint};
@@ -133,7 +133,10 @@ fn four_training_steps_equal_peft() {
         let leaf = engine.leaf_gradient(&batch, &[target], &objective, None).unwrap();
         let (found, expected) = (leaf.losses[0].loss, losses[step][0].as_f64().unwrap());
         let tolerance = if step == 0 { 1e-5 } else { 1e-3 };
-        println!("step {step}: loss {found:.6}, recorded {expected:.6}, relative {:.1e}", (found / expected - 1.0).abs());
+        println!(
+            "step {step}: loss {found:.6}, recorded {expected:.6}, relative {:.1e}",
+            (found / expected - 1.0).abs()
+        );
         assert!((found - expected).abs() <= tolerance * expected, "step {step}: loss {found} for {expected}");
         let update = AdamWStep {
             lr: 1e-4,
@@ -155,6 +158,12 @@ fn four_training_steps_equal_peft() {
         a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>().sqrt()
     };
     let (error, update) = (distance(&found, &recorded), distance(&start, &recorded));
-    println!("distance to the recorded adapter {error:.3e}, size of the update {update:.3e}, ratio {:.3e}", error / update);
-    assert!(error < 0.05 * update, "the final adapter is {error:.3e} away from the recorded one; the update is {update:.3e}");
+    println!(
+        "distance to the recorded adapter {error:.3e}, size of the update {update:.3e}, ratio {:.3e}",
+        error / update
+    );
+    assert!(
+        error < 0.05 * update,
+        "the final adapter is {error:.3e} away from the recorded one; the update is {update:.3e}"
+    );
 }

@@ -176,7 +176,10 @@ fn adamw_steps_equal_pytorch() {
                 let norm = engine.device.sum_of_squares(&gradient).sqrt() / count;
                 let close = |found: f64, key: &str| {
                     let expected = expected[key].as_f64().unwrap();
-                    assert!((found - expected).abs() <= 5e-5 * expected, "{name} step {step} {key}: {found} for {expected}");
+                    assert!(
+                        (found - expected).abs() <= 5e-5 * expected,
+                        "{name} step {step} {key}: {found} for {expected}"
+                    );
                 };
                 close(loss / count, "loss");
                 close(norm, "grad_norm_before_clip");

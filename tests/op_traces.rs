@@ -5,13 +5,13 @@ use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use unflip::cpu::{Cpu, Isa};
+use unflip::ops::TrainDevice;
 use unflip::ops::adamw::AdamWStep;
 use unflip::ops::answer_head::HeadColumns;
 use unflip::ops::attention::AttentionShape;
 use unflip::ops::attention::cases::{Queries, TreeShape, plan};
 use unflip::ops::lora_linear::Part;
 use unflip::ops::reference::{Precision, Reference};
-use unflip::ops::TrainDevice;
 use unflip::weights::{Dtype, TensorView};
 
 /// The largest error of one operation, as a share of its output's largest value: both sides compute in float32, Hugging Face

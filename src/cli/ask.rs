@@ -13,8 +13,10 @@ use std::path::PathBuf;
 
 /// Arguments of `ask`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  unflip ask --model models/gemma-3-270m --context \"The lungs are clear. No effusion.\" \\\n    \
-    \"Is there a pleural effusion?\" -p \"Is pleural fluid present?\" -p \"Does the patient have fluid around the lung?\"")]
+#[command(
+    after_help = "Example:\n  unflip ask --model models/gemma-3-270m --context \"The lungs are clear. No effusion.\" \\\n    \
+    \"Is there a pleural effusion?\" -p \"Is pleural fluid present?\" -p \"Does the patient have fluid around the lung?\""
+)]
 pub struct Ask {
     #[command(flatten)]
     model: ModelArgs,

@@ -91,7 +91,8 @@ impl DeviceArgs {
             (DeviceName::Reference, _) => work.run(Reference::new(Precision::F32)),
             (DeviceName::Cpu, PrecisionName::Bf16) => Err(Error::Unavailable {
                 message: "--precision bf16 is not available on the CPU back end of this version".into(),
-                hint: "use --precision f32, or --device reference --precision bf16 to see what bf16 rounding does".into(),
+                hint: "use --precision f32, or --device reference --precision bf16 to see what bf16 rounding does"
+                    .into(),
             }
             .into()),
             (DeviceName::Cpu, _) => {

@@ -1,8 +1,8 @@
 //! `unflip doctor`.
 
+use super::row;
 use crate::machine::Machine;
 use crate::report::Table;
-use super::row;
 use clap::Args;
 
 /// Arguments of `doctor`.

@@ -13,8 +13,10 @@ use std::path::PathBuf;
 
 /// Arguments of `eval`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  unflip eval --model models/gemma-3-270m --data assets/reports/reports-eval.jsonl --limit 20 --out runs/base\n\n\
-    An interrupted evaluation goes on where it stopped when run again.")]
+#[command(
+    after_help = "Example:\n  unflip eval --model models/gemma-3-270m --data assets/reports/reports-eval.jsonl --limit 20 --out runs/base\n\n\
+    An interrupted evaluation goes on where it stopped when run again."
+)]
 pub struct Eval {
     #[command(flatten)]
     model: ModelArgs,
@@ -115,15 +117,10 @@ impl OnDevice for Work {
             "share_prefix": engine.share_prefix,
         });
         let bar = ProgressBar::new(self.questions.len());
-        let evaluation = evaluate(
-            &mut engine,
-            &self.questions,
-            &self.header,
-            &settings,
-            config,
-            &arguments.out,
-            |counts| bar.show(counts),
-        );
+        let evaluation =
+            evaluate(&mut engine, &self.questions, &self.header, &settings, config, &arguments.out, |counts| {
+                bar.show(counts)
+            });
         bar.finish();
         evaluation
     }

@@ -1,8 +1,8 @@
 //! `unflip inspect`.
 
+use super::row;
 use crate::report::{Cell, Table};
 use crate::weights::{AdapterFile, Checkpoint, LayerKind, ModelConfig, resolve_model};
-use super::row;
 use clap::Args;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,9 @@ use std::path::PathBuf;
 
 /// Arguments of `inspect`.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  unflip inspect models/gemma-3-270m\n  unflip inspect --adapter runs/paper/best --json")]
+#[command(
+    after_help = "Examples:\n  unflip inspect models/gemma-3-270m\n  unflip inspect --adapter runs/paper/best --json"
+)]
 pub struct Inspect {
     /// Model folder, or org/name in the local Hugging Face cache
     #[arg(value_name = "MODEL", required_unless_present = "adapter")]
@@ -172,13 +174,25 @@ fn print(description: &Description) {
     if let Some(model) = &description.model {
         let mut table = Table::new(&["model", &model.folder]);
         row(&mut table, "kind", model.kind);
-        row(&mut table, "layers", &format!("{} (full attention: {})", model.layers, join(&model.full_attention_layers)));
+        row(
+            &mut table,
+            "layers",
+            &format!("{} (full attention: {})", model.layers, join(&model.full_attention_layers)),
+        );
         row(&mut table, "hidden, MLP", &format!("{}, {}", model.hidden, model.intermediate));
-        row(&mut table, "heads", &format!("{} query, {} key/value, {} wide", model.heads, model.kv_heads, model.head_dim));
+        row(
+            &mut table,
+            "heads",
+            &format!("{} query, {} key/value, {} wide", model.heads, model.kv_heads, model.head_dim),
+        );
         row(&mut table, "vocabulary", &model.vocabulary.to_string());
         row(&mut table, "sliding window", &model.sliding_window.to_string());
         let dtypes: Vec<_> = model.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
-        row(&mut table, "parameters", &format!("{} in {} tensors ({})", model.parameters, model.tensors, dtypes.join(", ")));
+        row(
+            &mut table,
+            "parameters",
+            &format!("{} in {} tensors ({})", model.parameters, model.tensors, dtypes.join(", ")),
+        );
         row(&mut table, "fingerprint", &model.fingerprint);
         for (file, hash) in model.sha256.iter().flatten() {
             row(&mut table, &format!("sha256 {file}"), hash);
@@ -187,7 +201,11 @@ fn print(description: &Description) {
         if let Some(list) = &model.tensor_list {
             let mut table = Table::new(&["tensor", "dtype", "shape"]);
             for tensor in list {
-                table.row(vec![Cell::text(&tensor.name), Cell::text(&tensor.dtype), Cell::text(format!("{:?}", tensor.shape))]);
+                table.row(vec![
+                    Cell::text(&tensor.name),
+                    Cell::text(&tensor.dtype),
+                    Cell::text(format!("{:?}", tensor.shape)),
+                ]);
             }
             print!("\n{}", table.plain());
         }

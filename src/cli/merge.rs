@@ -8,8 +8,10 @@ use std::path::PathBuf;
 
 /// Arguments of `merge`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  unflip merge --model models/gemma-3-270m --adapter runs/start/best --out models/start\n\n\
-    Merging into bf16 weights rounds the update: keep an adapter unmerged to compare margins.")]
+#[command(
+    after_help = "Example:\n  unflip merge --model models/gemma-3-270m --adapter runs/start/best --out models/start\n\n\
+    Merging into bf16 weights rounds the update: keep an adapter unmerged to compare margins."
+)]
 pub struct Merge {
     /// Model folder, or org/name in the local Hugging Face cache
     #[arg(long, value_name = "DIR")]

@@ -85,10 +85,8 @@ pub fn main() -> ExitCode {
 
 /// Prints a value as indented JSON on stdout.
 fn print_json(value: &impl serde::Serialize) -> crate::Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| crate::Error::Usage {
-        message: format!("cannot print JSON: {error}"),
-        hint: None,
-    })?;
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| crate::Error::Usage { message: format!("cannot print JSON: {error}"), hint: None })?;
     println!("{text}");
     Ok(())
 }

@@ -30,8 +30,10 @@ impl From<PairsName> for Pairs {
 
 /// Arguments of `trace`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  unflip trace --model tests/goldens/text/model --input tests/goldens/text/groups.json \\\n    \
-    --adapter tests/goldens/text/lora_all --loss combined --pairs all --embed-scale exact --out trace.safetensors")]
+#[command(
+    after_help = "Example:\n  unflip trace --model tests/goldens/text/model --input tests/goldens/text/groups.json \\\n    \
+    --adapter tests/goldens/text/lora_all --loss combined --pairs all --embed-scale exact --out trace.safetensors"
+)]
 pub struct Trace {
     #[command(flatten)]
     model: ModelArgs,

@@ -19,10 +19,12 @@ use std::path::{Path, PathBuf};
 
 /// Arguments of `train`.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  unflip train --model models/start --data assets/reports/reports-train.jsonl --loss paper --lr 2e-4 --out runs/paper\n  \
+#[command(
+    after_help = "Examples:\n  unflip train --model models/start --data assets/reports/reports-train.jsonl --loss paper --lr 2e-4 --out runs/paper\n  \
     unflip train --config run.toml --out runs/paper\n\n\
     Every setting has a key in the config file (`unflip train --print-config` shows all with their defaults); a flag overrides it. \
-    A run that was interrupted goes on with --resume, to the same bits.")]
+    A run that was interrupted goes on with --resume, to the same bits."
+)]
 pub struct Train {
     /// Settings (TOML)
     #[arg(long, value_name = "FILE")]
@@ -335,11 +337,10 @@ impl OnDevice for Work {
         let total = settings.total_steps(self.groups.len());
         let done = run.newest_checkpoint()?.0.map_or(0, |checkpoint| checkpoint.step);
         let mut bar = ProgressBar::new(total, done);
-        let summary =
-            train(&mut trainer, &self.groups, &self.validation, settings, &run, |metrics, timing| {
-                bar.step(metrics, timing);
-                ControlFlow::Continue(())
-            });
+        let summary = train(&mut trainer, &self.groups, &self.validation, settings, &run, |metrics, timing| {
+            bar.step(metrics, timing);
+            ControlFlow::Continue(())
+        });
         bar.finish();
         summary
     }

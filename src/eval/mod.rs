@@ -9,9 +9,9 @@ mod error;
 mod evaluate;
 mod metrics;
 mod progress;
+mod questions;
 mod results;
 mod samples;
-mod questions;
 pub mod statistics;
 
 pub use compare::{Comparison, compare};

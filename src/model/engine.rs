@@ -119,8 +119,7 @@ impl<D: Device> Engine<D> {
             sites,
         };
         let mut forward = self.model.forward(&self.device, batch, request)?;
-        let logits =
-            forward.tape.answer_head(forward.hidden, &self.model.final_norm, &self.model.head, columns);
+        let logits = forward.tape.answer_head(forward.hidden, &self.model.final_norm, &self.model.head, columns);
         Ok((forward.tape, logits))
     }
 
@@ -134,8 +133,7 @@ impl<D: Device> Engine<D> {
             Columns::Ids(ids) => HeadColumns::Ids(ids),
             Columns::Full => HeadColumns::Full,
         };
-        let logits =
-            self.device.answer_head(answers, &self.model.final_norm, eps, &self.model.head, columns);
+        let logits = self.device.answer_head(answers, &self.model.final_norm, eps, &self.model.head, columns);
         let width = self.device.shape(&logits).1;
         Ok(self.device.download(&logits).chunks(width).map(<[f64]>::to_vec).collect())
     }
@@ -219,8 +217,7 @@ impl<D: TrainDevice> Engine<D> {
         let mut forward = self.model.forward(&self.device, batch, request)?;
         let ids = answer_ids(targets);
         let columns = Columns::Ids(ids.clone());
-        let logits =
-            forward.tape.answer_head(forward.hidden, &self.model.final_norm, &self.model.head, &columns);
+        let logits = forward.tape.answer_head(forward.hidden, &self.model.final_norm, &self.model.head, &columns);
         let mut seed = vec![0.0f32; batch.phrasings.len() * ids.len()];
         for (row, phrasing) in seed.chunks_mut(ids.len()).zip(&batch.phrasings) {
             let target = &targets[phrasing.group];

@@ -184,9 +184,7 @@ impl<'m, D: Device> Pass<'_, 'm, D> {
         let rope = Arc::clone(&geometry.rope);
         let (plan, query_rope) = match answers {
             None => (Arc::clone(&geometry.plan), Arc::clone(&rope)),
-            Some(rows) => {
-                (Arc::new(self.batch.answer_plan(kind)), Arc::new(self.device.gather_rows(&rope, rows)))
-            }
+            Some(rows) => (Arc::new(self.batch.answer_plan(kind)), Arc::new(self.device.gather_rows(&rope, rows))),
         };
         let q_rotated = self.tape.qk_norm_rope(q, &layer.q_norm, &query_rope, head_dim);
         let k_rotated = self.tape.qk_norm_rope(k, &layer.k_norm, &rope, head_dim);

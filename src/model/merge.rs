@@ -91,8 +91,7 @@ fn merge_tensor(view: &TensorView, tensors: &LoraTensors) -> Vec<u8> {
     let (rank, inputs) = (tensors.rank, tensors.inputs);
     values.par_chunks_mut(inputs).zip(tensors.b.par_chunks(rank)).for_each(|(row, b)| {
         for (column, value) in row.iter_mut().enumerate() {
-            let product: f64 =
-                (0..rank).map(|r| f64::from(b[r]) * f64::from(tensors.a[r * inputs + column])).sum();
+            let product: f64 = (0..rank).map(|r| f64::from(b[r]) * f64::from(tensors.a[r * inputs + column])).sum();
             *value += f64::from(tensors.scale) * product;
         }
     });

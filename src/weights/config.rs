@@ -375,7 +375,9 @@ fn token_ids(object: &Object, field: &str) -> Result<Option<Vec<u32>>, Error> {
     };
     match object.get(field) {
         None => Ok(None),
-        Some(serde_json::Value::Array(ids)) if !ids.is_empty() => ids.iter().map(id).collect::<Result<_, _>>().map(Some),
+        Some(serde_json::Value::Array(ids)) if !ids.is_empty() => {
+            ids.iter().map(id).collect::<Result<_, _>>().map(Some)
+        }
         Some(value) => Ok(Some(vec![id(value)?])),
     }
 }

@@ -100,12 +100,7 @@ pub(super) fn parse(file: &str, header: &[u8], file_length: u64) -> Result<Heade
         let shape = entry.shape.iter().map(|&extent| usize::try_from(extent)).collect::<Result<Vec<_>, _>>();
         let start = data_start.checked_add(begin).and_then(|start| usize::try_from(start).ok());
         let (Ok(shape), Some(start), Ok(length)) = (shape, start, usize::try_from(length)) else {
-            return Err(Error::SizeOverflow {
-                file: file.into(),
-                tensor,
-                shape: entry.shape,
-                dtype: entry.dtype,
-            });
+            return Err(Error::SizeOverflow { file: file.into(), tensor, shape: entry.shape, dtype: entry.dtype });
         };
         entries.insert(tensor, Entry { dtype: entry.dtype, shape, start, length });
     }
@@ -119,7 +114,8 @@ fn entry_length(file: &str, tensor: &str, entry: &RawEntry) -> Result<u64, Error
         return Err(Error::UnknownDtype { file: file.into(), tensor: tensor.into(), found: entry.dtype.clone() });
     };
     // The product over the non-zero extents must fit too: readers multiply in any order.
-    let product = entry.shape.iter().filter(|&&extent| extent != 0).try_fold(bits, |size, &extent| size.checked_mul(extent));
+    let product =
+        entry.shape.iter().filter(|&&extent| extent != 0).try_fold(bits, |size, &extent| size.checked_mul(extent));
     let size = match product {
         Some(_) if entry.shape.contains(&0) => Some(0),
         Some(size) if size % 8 == 0 => Some(size / 8),
