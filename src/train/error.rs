@@ -124,6 +124,14 @@ pub enum Error {
         /// Where it appeared, if one group alone shows it.
         group: Option<String>,
     },
+    /// An update left the numbers; no checkpoint of it is written.
+    #[error("step {step}: the update made {what} that are not finite")]
+    NonFiniteUpdate {
+        /// `parameters` or `moments`.
+        what: &'static str,
+        /// The update.
+        step: u64,
+    },
     /// Every recent answer is the same although the truths differ.
     #[error(
         "step {step}: all of the last {questions} answers are {answer}, while {label_yes} of these questions have the truth yes"
@@ -164,7 +172,7 @@ impl Error {
             Self::NoParaphrase { .. } => {
                 "add a paraphrase, or train on the originals with objective.loss = \"ce-binary\"".to_owned()
             }
-            Self::NonFinite { .. } => {
+            Self::NonFinite { .. } | Self::NonFiniteUpdate { .. } => {
                 "lower optimizer.lr or set optimizer.clip; the last checkpoint is kept".to_owned()
             }
             Self::Collapse { .. } => "raise objective.lambda: consistency alone rewards constant answers".to_owned(),
