@@ -38,7 +38,7 @@ enum Verb {
     /// Compare two evaluations of the same data: paired permutation tests.
     Compare(compare::Compare),
     /// Train a LoRA adapter on prompt groups.
-    Train(train::Train),
+    Train(Box<train::Train>),
     /// Fold an adapter into its base weights and write the model folder.
     Merge(merge::Merge),
     /// Write logits, hidden states, losses and adapter gradients for parity checks.
