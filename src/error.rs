@@ -68,12 +68,69 @@ impl Error {
             Self::Train(error) => error.hint(),
             Self::Eval(error) => error.hint(),
             Self::Usage { hint, .. } => hint.clone(),
-            Self::Io { .. } => None,
+            Self::Io { path, source, .. } => Some(io_hint(path, source)),
+        }
+    }
+
+    /// Whether the request itself was wrong: a flag, a setting, a combination of them. The command line then exits with 2.
+    pub fn is_usage(&self) -> bool {
+        use crate::{model, ops, text, train};
+        match self {
+            Self::Usage { .. } | Self::Objective(_) => true,
+            Self::Device(error) => matches!(error, ops::Error::Isa { .. } | ops::Error::Unavailable { .. }),
+            Self::Text(error) => matches!(error, text::Error::Template { .. }),
+            Self::Model(error) => matches!(
+                error,
+                model::Error::Layers { .. }
+                    | model::Error::UnknownSite { .. }
+                    | model::Error::SiteLayer { .. }
+                    | model::Error::EmptyAdapter { .. }
+                    | model::Error::Rank { .. }
+            ),
+            Self::Train(error) => matches!(
+                error,
+                train::Error::UnknownKey { .. }
+                    | train::Error::Setting { .. }
+                    | train::Error::Conflict { .. }
+                    | train::Error::Config { .. }
+            ),
+            _ => false,
         }
     }
 
     /// Wraps an I/O error with what was tried on which path.
     pub fn io(action: &'static str, path: impl AsRef<std::path::Path>, source: std::io::Error) -> Self {
         Self::Io { action, path: path.as_ref().display().to_string(), source }
+    }
+}
+
+/// What to do about a system's refusal at `path`.
+pub(crate) fn io_hint(path: &str, source: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+    match source.kind() {
+        ErrorKind::NotFound => format!("check the spelling of {path}; its folder must exist"),
+        ErrorKind::PermissionDenied => format!("check who may read and write {path}"),
+        ErrorKind::NotADirectory => format!("a part of {path} is a file: choose a path through folders alone"),
+        ErrorKind::AlreadyExists => format!("{path} is a file: choose another path for the folder"),
+        ErrorKind::IsADirectory => format!("{path} is a folder: give a file"),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on the disk, then run the command again".into(),
+        ErrorKind::ReadOnlyFilesystem => "choose a place that can be written".into(),
+        ErrorKind::InvalidData => format!("{path} must be UTF-8 text"),
+        _ => format!("check {path} and the disk that it is on"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_and_flags_are_usage_and_files_are_not() {
+        let setting = crate::train::Settings::parse("[optimizer]\nlr = 0", "c.toml").expect_err("no such rate");
+        assert!(Error::from(setting).is_usage());
+        assert!(Error::from(crate::cpu::Isa::parse("sse9").expect_err("unknown")).is_usage());
+        let missing = crate::train::Settings::read(std::path::Path::new("no/such.toml")).expect_err("no file");
+        assert!(!missing.is_usage());
+        assert_eq!(missing.hint().as_deref(), Some("check the spelling of no/such.toml; its folder must exist"));
     }
 }

@@ -5,10 +5,9 @@
 //! [`Tape::release`] frees a value as soon as no recorded node will read it in the backward pass.
 
 use crate::batch::AttentionPlan;
-use crate::model::LoraSlot;
 use crate::ops::answer_head::HeadColumns;
 use crate::ops::attention::{AttentionOutput, AttentionShape};
-use crate::ops::lora_linear::{Dropout, LoraTerm, Part};
+use crate::ops::lora_linear::{Dropout, LoraSlot, LoraTerm, Part};
 use crate::ops::{Backend, Device, TrainDevice};
 use std::sync::Arc;
 

@@ -5,8 +5,8 @@
 //! groups) and the gradient of every adapter tensor under its name in adapter_model.safetensors; with hidden states
 //! `group{i}.phrasing{k}.hidden.{embed,layer_NN,final_norm}` `[tokens, hidden]`.
 
-use crate::batch::PackedBatch;
-use crate::data::TraceInput;
+use crate::batch::{GroupName, PackedBatch};
+use crate::data::{TraceGroup, TraceInput};
 use crate::model::{Engine, Entry, ForwardRequest, OutputRows, Site, SiteKind, SitePlan, Target};
 use crate::objective::Objective;
 use crate::ops::{Device, TrainDevice};
@@ -44,6 +44,7 @@ pub fn trace_forward<D: Device>(
 ) -> crate::Result<Vec<TraceTensor>> {
     let mut out = Vec::new();
     for (index, group) in input.groups.iter().enumerate() {
+        check(engine, index, group)?;
         let batch = engine.pack(std::slice::from_ref(&group.tokens), 0)?;
         let logits = if options.hidden {
             hidden_states(engine, &batch, index, &mut out)?
@@ -76,9 +77,9 @@ pub fn trace_loss<D: TrainDevice>(
     let mut tree = GradientTree::default();
     let mut loss = 0.0;
     for (position, group) in input.groups.iter().enumerate() {
+        check(engine, position, group)?;
         let batch = engine.pack(std::slice::from_ref(&group.tokens), 0)?;
-        let target = Target { yes: group.yes, no: group.no, answer_yes: group.answer_yes };
-        let leaf = engine.leaf_gradient(&batch, &[target], objective, None)?;
+        let leaf = engine.leaf_gradient(&batch, &[target(group)], objective, None)?;
         loss += leaf.losses[0].loss;
         tree.push(position as u64, leaf.gradient, |into, other| engine.device.add_assign(into, other));
     }
@@ -96,6 +97,18 @@ pub fn trace_loss<D: TrainDevice>(
         }
     }
     Ok(out)
+}
+
+fn target(group: &TraceGroup) -> Target {
+    Target { yes: group.yes, no: group.no, answer_yes: group.answer_yes }
+}
+
+/// Refuses a group that the model cannot take, named by its place in the file.
+fn check<D: Device>(engine: &Engine<D>, index: usize, group: &TraceGroup) -> crate::Result<()> {
+    match engine.check(std::slice::from_ref(&group.tokens), &[target(group)]) {
+        Err(crate::Error::Batch(error)) => Err(error.rename(|_| GroupName::Index(index)).into()),
+        other => other,
+    }
 }
 
 /// Runs with every row kept, adds the hidden states of each phrasing, and returns the answer logits.

@@ -112,9 +112,9 @@ fn four_training_steps_equal_peft() {
     let Some(folder) = model() else { return };
     let peer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/peer");
     let mut engine = engine(&folder);
-    let file = AdapterFile::open(&peer.join("init_8_11")).unwrap();
+    let file = AdapterFile::open(peer.join("init_8_11")).unwrap();
     engine.adapter = Some(Adapter::from_file(&engine.device, &engine.model.config, &file).unwrap());
-    let input = TraceInput::read(&peer.join("groups_270m.json")).unwrap();
+    let input = TraceInput::read(peer.join("groups_270m.json")).unwrap();
     let objective = Objective::new("combined", Pairs::All, Some(0.1)).unwrap();
     let runs = recorded("golden_trace.json");
     let losses = runs
@@ -151,7 +151,7 @@ fn four_training_steps_equal_peft() {
         engine.device.adamw(&mut adapter.params, &leaf.gradient, &mut m, &mut v, &update);
     }
     let found = engine.adapter.as_ref().unwrap().download(&engine.device);
-    let last = AdapterFile::open(&peer.join("final_8_11_4")).unwrap();
+    let last = AdapterFile::open(peer.join("final_8_11_4")).unwrap();
     let recorded = Adapter::<Cpu>::from_file(&engine.device, &engine.model.config, &last).unwrap();
     let recorded = recorded.download(&engine.device);
     let distance = |a: &[f32], b: &[f32]| {

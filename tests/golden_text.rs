@@ -224,13 +224,15 @@ fn every_instruction_set_and_thread_count_gives_the_same_bits() {
     let file = golden.adapter("lora_all");
     let input = golden.groups();
     let objective = Objective::new("combined", Pairs::All, Some(0.5)).unwrap();
-    let mut first: Option<(String, Vec<(String, Vec<u32>)>)> = None;
+    /// (name, bits) of every tensor.
+    type Bits = Vec<(String, Vec<u32>)>;
+    let mut first: Option<(String, Bits)> = None;
     for isa in isas() {
         for threads in [1, 2, 3, 7] {
             let engine = golden.engine(Cpu::new(isa, Some(threads)).unwrap(), Some(&file));
             let mut tensors = trace_forward(&engine, &input, &options(true)).unwrap();
             tensors.extend(trace_loss(&engine, &file, &input, &objective).unwrap());
-            let bits: Vec<(String, Vec<u32>)> = tensors
+            let bits: Bits = tensors
                 .into_iter()
                 .map(|tensor| (tensor.name, tensor.values.iter().map(|value| value.to_bits()).collect()))
                 .collect();

@@ -152,7 +152,7 @@ fn a_write_without_a_derivative_is_refused_where_a_gradient_flows() {
         Site { layer: 4, kind: SiteKind::ResidPost },
         SiteWrite { edit: Box::new(|_, _, _| ()), additive: false },
     );
-    let error = engine.margin_gradients(&batch, &targets, &plan).err().expect("refused");
+    let error = engine.margin_gradients(&batch, &targets, &plan).expect_err("refused");
     assert!(error.to_string().contains("4.resid_post"), "{error}");
 }
 

@@ -15,7 +15,7 @@ mod plan;
 mod tests;
 
 pub use crate::data::TokenGroup;
-pub use error::Error;
+pub use error::{Error, GroupName};
 pub use pack::PackOptions;
 
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! Packing groups into trees: ids, positions, dropout keys and visible keys of every row.
 
-use super::{Error, KeySpans, PackedBatch, Phrasing, TokenGroup, Tree};
+use super::{Error, GroupName, KeySpans, PackedBatch, Phrasing, TokenGroup, Tree};
 use crate::weights::ModelConfig;
 use std::ops::Range;
 
@@ -86,6 +86,14 @@ impl PackedBatch {
             }
         }
         Ok(batch)
+    }
+
+    /// Whether [`Self::pack`] would take these groups, without packing them.
+    ///
+    /// # Errors
+    /// As [`Self::pack`].
+    pub fn check(groups: &[TokenGroup], options: &PackOptions) -> Result<(), Error> {
+        groups.iter().enumerate().try_for_each(|(index, group)| check(index, group, options))
     }
 
     /// Rows.
@@ -198,23 +206,24 @@ fn image_blocks(ids: &[u32], image_token: Option<u32>) -> Vec<Range<usize>> {
 }
 
 fn check(index: usize, group: &TokenGroup, options: &PackOptions) -> Result<(), Error> {
+    let name = || GroupName::Index(index);
     if group.suffixes.is_empty() {
-        return Err(Error::EmptyGroup { group: index });
+        return Err(Error::EmptyGroup { group: name() });
     }
     for (phrasing, suffix) in group.suffixes.iter().enumerate() {
         if suffix.is_empty() {
-            return Err(Error::EmptySuffix { group: index, phrasing });
+            return Err(Error::EmptySuffix { group: name(), phrasing });
         }
         let tokens = group.prefix.len() + suffix.len();
         if tokens > options.max_positions {
-            return Err(Error::TooLong { group: index, phrasing, tokens, max_positions: options.max_positions });
+            return Err(Error::TooLong { group: name(), phrasing, tokens, max_positions: options.max_positions });
         }
         let prompt = group.prefix.iter().chain(suffix).copied();
         if let Some((position, id)) = prompt.enumerate().find(|&(_, id)| id as usize >= options.vocab_size) {
             return Err(if id == GEMMA_IMAGE_TOKEN && options.image_token.is_none() {
-                Error::ImageInTextModel { group: index, phrasing, position, id }
+                Error::ImageInTextModel { group: name(), phrasing, position, id }
             } else {
-                Error::UnknownToken { group: index, phrasing, position, id, vocab_size: options.vocab_size }
+                Error::UnknownToken { group: name(), phrasing, position, id, vocab_size: options.vocab_size }
             });
         }
     }

@@ -51,12 +51,22 @@ impl Ask {
     /// # Errors
     /// Anything wrong with the model, its tokenizer or the prompts.
     pub fn run(mut self) -> crate::Result<()> {
+        let texts = std::iter::once(("QUESTION", &self.question));
+        let texts = texts.chain(self.paraphrases.iter().map(|text| ("--paraphrase", text)));
+        if let Some((what, _)) = texts.into_iter().find(|(_, text)| text.trim().is_empty()) {
+            return Err(crate::Error::Usage {
+                message: format!("{what} must be a question, found an empty text"),
+                hint: Some("`unflip ask --help` has an example".into()),
+            });
+        }
         if let Some(path) = &self.context_file {
             let text = std::fs::read_to_string(path).map_err(|error| crate::Error::io("read", path, error))?;
             self.context = Some(text.trim_end().to_owned());
         }
         let (checkpoint, adapter) = self.model.open()?;
-        super::model::refuse_image(self.image.as_deref(), &checkpoint)?;
+        if let Some(image) = &self.image {
+            super::model::refuse_image(&format!("--image {image}"), &checkpoint)?;
+        }
         let prompting = Prompting::open(&checkpoint, self.template.as_deref())?;
         let group = PromptGroup {
             id: "ask".into(),
@@ -117,9 +127,9 @@ fn print(phrasings: &[String], margins: &[f64], json: bool) -> crate::Result<()>
     if json {
         return super::print_json(&table.json());
     }
-    print!("{}", table.plain());
+    super::out(&table.plain())?;
     if phrasings.len() > 1 {
-        println!("\n{flips} of {} paraphrases flip the answer", phrasings.len() - 1);
+        super::out(&format!("\n{flips} of {} paraphrases flip the answer\n", phrasings.len() - 1))?;
     }
     Ok(())
 }

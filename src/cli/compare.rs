@@ -17,7 +17,7 @@ pub struct Compare {
     #[arg(value_name = "SECOND")]
     second: PathBuf,
     /// Random permutations
-    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = super::count)]
     permutations: usize,
     /// Seed of the permutations
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -49,7 +49,6 @@ impl Compare {
         if self.json {
             return super::print_json(&table.json());
         }
-        print!("{}", table.plain());
-        Ok(())
+        super::out(&table.plain())
     }
 }

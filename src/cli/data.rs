@@ -1,6 +1,6 @@
 //! Prompt groups for `eval`, `train` and `ask`: tokenizer, template, answer ids.
 
-use crate::data::{GroupFile, ReadOptions, read_groups};
+use crate::data::{Error, GroupFile, ReadOptions, read_groups};
 use crate::eval::{Question, questions};
 use crate::text::{AnswerIds, AnswerStrings, PromptTemplate, Tokenizer};
 use crate::weights::Checkpoint;
@@ -14,6 +14,8 @@ pub struct Prompting {
     pub template: PromptTemplate,
     /// Answer tokens.
     pub answers: AnswerIds,
+    /// Whether the model has a vision tower, which this version does not run.
+    vision: bool,
 }
 
 impl Prompting {
@@ -23,12 +25,13 @@ impl Prompting {
     /// No tokenizer, a template without a question, or an answer that is not one token.
     pub fn open(checkpoint: &Checkpoint, template: Option<&str>) -> crate::Result<Self> {
         let tokenizer = Tokenizer::open(checkpoint.dir())?;
+        tokenizer.check_chat_tokens()?;
         let template = match template {
             Some(pattern) => PromptTemplate::new(pattern)?,
             None => PromptTemplate::default(),
         };
         let answers = AnswerIds::look_up(&tokenizer, &AnswerStrings::default())?;
-        Ok(Self { tokenizer, template, answers })
+        Ok(Self { tokenizer, template, answers, vision: checkpoint.config.vision.is_some() })
     }
 
     /// Reads and tokenizes the first `limit` groups of a file.
@@ -42,7 +45,13 @@ impl Prompting {
         options: ReadOptions,
     ) -> crate::Result<(GroupFile, Vec<Question>)> {
         let file = read_groups(path, options)?;
-        let questions = questions(&file, limit, &self.tokenizer, &self.template, self.answers, None)?;
+        let questions = questions(&file, limit, &self.tokenizer, &self.template, self.answers, None);
+        let questions = questions.map_err(|error| match error {
+            crate::Error::Data(Error::ImageForTextModel { id, image }) if self.vision => {
+                Error::NoVisionTower { id, image }.into()
+            }
+            other => other,
+        })?;
         Ok((file, questions))
     }
 }

@@ -41,7 +41,7 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "NAME", help_heading = "Device")]
     pub isa: Option<String>,
     /// Threads (default: all cores; results do not depend on it)
-    #[arg(long, value_name = "N", help_heading = "Device")]
+    #[arg(long, value_name = "N", help_heading = "Device", value_parser = super::count)]
     pub threads: Option<usize>,
 }
 
@@ -80,12 +80,6 @@ impl DeviceArgs {
     /// # Errors
     /// A back end, precision or instruction set that this build or machine does not have.
     pub fn run<W: OnDevice>(&self, work: W) -> crate::Result<W::Output> {
-        if self.threads == Some(0) {
-            return Err(crate::Error::Usage {
-                message: "--threads must be at least 1, found 0".into(),
-                hint: Some("leave --threads out to use every core".into()),
-            });
-        }
         match (self.device, self.precision) {
             (DeviceName::Reference, PrecisionName::Bf16) => work.run(Reference::new(Precision::Bf16)),
             (DeviceName::Reference, _) => work.run(Reference::new(Precision::F32)),

@@ -36,7 +36,6 @@ impl Doctor {
         row(&mut table, "serves by default", &machine.serves);
         row(&mut table, "CUDA", "no CUDA kernels in this version; the CPU back end serves everything");
         row(&mut table, "kernel sources", &format!("{} (sha256 {})", machine.kernels, &machine.kernels_sha256[..16]));
-        print!("{}", table.plain());
-        Ok(())
+        super::out(&table.plain())
     }
 }

@@ -27,13 +27,13 @@ pub struct Eval {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Evaluate the first N groups only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::count)]
     limit: Option<usize>,
     /// Groups packed into one launch (results do not depend on it)
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = super::count)]
     groups_per_batch: usize,
     /// Bootstrap resamples of the intervals
-    #[arg(long, default_value_t = 1000, value_name = "N")]
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = super::count)]
     resamples: usize,
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -41,9 +41,6 @@ pub struct Eval {
     /// Pattern of the user's turn (default: the paper's)
     #[arg(long, value_name = "PATTERN")]
     template: Option<String>,
-    /// Accept groups without paraphrases
-    #[arg(long)]
-    allow_no_paraphrases: bool,
     /// Run every phrasing by itself instead of sharing the group's prefix
     #[arg(long)]
     no_sharing: bool,
@@ -62,8 +59,7 @@ impl Eval {
     pub fn run(self) -> crate::Result<()> {
         let (checkpoint, adapter) = self.model.open()?;
         let prompting = Prompting::open(&checkpoint, self.template.as_deref())?;
-        let options = ReadOptions { allow_no_paraphrases: self.allow_no_paraphrases };
-        let (file, questions) = prompting.read(&self.data, self.limit, options)?;
+        let (file, questions) = prompting.read(&self.data, self.limit, ReadOptions::default())?;
         let header = Header {
             model: checkpoint.fingerprint()?,
             adapter: self.model.adapter.as_deref().map(super::model::adapter_identity).transpose()?,
@@ -78,11 +74,9 @@ impl Eval {
         if json {
             let path = out.join("results.json");
             let text = std::fs::read_to_string(&path).map_err(|error| crate::Error::io("read", path, error))?;
-            print!("{text}");
-            return Ok(());
+            return super::out(&text);
         }
-        print(&evaluation);
-        Ok(())
+        print(&evaluation)
     }
 }
 
@@ -102,8 +96,10 @@ impl OnDevice for Work {
         self.header.unit = device.unit();
         let mut engine = arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), None)?;
         engine.share_prefix = !arguments.no_sharing;
+        let groups: Vec<_> = self.questions.iter().map(|question| question.group.clone()).collect();
+        engine.check_groups(&groups)?;
         let settings = EvalSettings {
-            groups_per_batch: arguments.groups_per_batch.max(1),
+            groups_per_batch: arguments.groups_per_batch,
             limit: arguments.limit,
             resamples: arguments.resamples,
             seed: arguments.seed,
@@ -127,7 +123,7 @@ impl OnDevice for Work {
 }
 
 /// Metrics with their intervals, then the breakdowns.
-fn print(evaluation: &Evaluation) {
+fn print(evaluation: &Evaluation) -> crate::Result<()> {
     let mut table = Table::new(&["metric", "value", "95 % low", "high"]);
     for (name, estimate) in METRICS.into_iter().zip(&evaluation.metrics.estimates) {
         table.row(vec![
@@ -137,7 +133,7 @@ fn print(evaluation: &Evaluation) {
             Cell::Number(estimate.high, 4),
         ]);
     }
-    print!("{}", table.plain());
+    super::out(&table.plain())?;
     for (title, sets) in [("phenomenon", &evaluation.by_phenomenon), ("finding", &evaluation.by_finding)] {
         if sets.is_empty() {
             continue;
@@ -156,6 +152,7 @@ fn print(evaluation: &Evaluation) {
                 percent("accuracy_all"),
             ]);
         }
-        print!("\n{}", table.plain());
+        super::out(&format!("\n{}", table.plain()))?;
     }
+    Ok(())
 }

@@ -108,8 +108,7 @@ impl Inspect {
         if self.json {
             return super::print_json(&description);
         }
-        print(&description);
-        Ok(())
+        print(&description)
     }
 
     fn describe(&self, checkpoint: &Checkpoint) -> crate::Result<ModelDescription> {
@@ -169,7 +168,7 @@ fn describe_adapter(folder: String, file: &AdapterFile, fits: bool) -> AdapterDe
     }
 }
 
-fn print(description: &Description) {
+fn print(description: &Description) -> crate::Result<()> {
     let join = |layers: &[usize]| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     if let Some(model) = &description.model {
         let mut table = Table::new(&["model", &model.folder]);
@@ -197,7 +196,7 @@ fn print(description: &Description) {
         for (file, hash) in model.sha256.iter().flatten() {
             row(&mut table, &format!("sha256 {file}"), hash);
         }
-        print!("{}", table.plain());
+        super::out(&table.plain())?;
         if let Some(list) = &model.tensor_list {
             let mut table = Table::new(&["tensor", "dtype", "shape"]);
             for tensor in list {
@@ -207,7 +206,7 @@ fn print(description: &Description) {
                     Cell::text(format!("{:?}", tensor.shape)),
                 ]);
             }
-            print!("\n{}", table.plain());
+            super::out(&format!("\n{}", table.plain()))?;
         }
     }
     if let Some(adapter) = &description.adapter {
@@ -221,6 +220,7 @@ fn print(description: &Description) {
         if adapter.fits_model.is_some() {
             row(&mut table, "fits the model", "yes");
         }
-        print!("{}", table.plain());
+        super::out(&table.plain())?;
     }
+    Ok(())
 }

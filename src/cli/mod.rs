@@ -14,7 +14,8 @@ mod model;
 mod trace;
 mod train;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Measure and remove answer flips of Gemma 3 and MedGemma.
@@ -38,7 +39,7 @@ enum Verb {
     /// Compare two evaluations of the same data: paired permutation tests.
     Compare(compare::Compare),
     /// Train a LoRA adapter on prompt groups.
-    Train(train::Train),
+    Train(Box<train::Train>),
     /// Fold an adapter into its base weights and write the model folder.
     Merge(merge::Merge),
     /// Write logits, hidden states, losses and adapter gradients for parity checks.
@@ -56,7 +57,10 @@ pub fn main() -> ExitCode {
         .with_target(false)
         .without_time()
         .init();
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
     let result = match arguments.verb {
         Verb::Doctor(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
@@ -68,27 +72,68 @@ pub fn main() -> ExitCode {
         Verb::Trace(verb) => verb.run(),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
-    eprintln!("error: {error}");
+    if let crate::Error::Io { path, source, .. } = &error
+        && path == STDOUT
+        && source.kind() == std::io::ErrorKind::BrokenPipe
+    {
+        // The reader (`| head`) has what it wanted.
+        return ExitCode::SUCCESS;
+    }
+    let mut told = error.to_string();
+    eprintln!("error: {told}");
     let mut cause = std::error::Error::source(&error);
     while let Some(source) = cause {
-        eprintln!("  caused by: {source}");
+        let reason = source.to_string();
+        // Most messages end with their cause.
+        if !told.contains(&reason) {
+            eprintln!("  caused by: {reason}");
+            told.push_str(&reason);
+        }
         cause = source.source();
     }
     if let Some(hint) = error.hint() {
         eprintln!("hint: {hint}");
     }
-    match error {
-        crate::Error::Usage { .. } => ExitCode::from(2),
-        _ => ExitCode::FAILURE,
+    if error.is_usage() { ExitCode::from(2) } else { ExitCode::FAILURE }
+}
+
+/// Prints what the argument parser has to say, with a hint as every error has it. Asked-for help is no error.
+fn refuse(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let shown = error.print();
+        let failed = error.use_stderr() || shown.is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe);
+        return if failed { ExitCode::from(2) } else { ExitCode::SUCCESS };
     }
+    let text = error.to_string();
+    let text = text.trim_end().trim_end_matches("For more information, try '--help'.").trim_end();
+    let verb = std::env::args().nth(1).filter(|verb| Arguments::command().find_subcommand(verb).is_some());
+    let help = verb.map_or_else(|| "unflip --help".to_owned(), |verb| format!("unflip {verb} --help"));
+    eprintln!("{text}\nhint: `{help}` says what it takes");
+    ExitCode::from(2)
+}
+
+const STDOUT: &str = "standard output";
+
+/// Writes data to standard output.
+fn out(text: &str) -> crate::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(|source| crate::Error::io("write", STDOUT, source))
+}
+
+/// Reads a count for a flag.
+fn count(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&count| count > 0).ok_or_else(|| "expected a whole number, at least 1".to_owned())
 }
 
 /// Prints a value as indented JSON on stdout.
 fn print_json(value: &impl serde::Serialize) -> crate::Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| crate::Error::Usage { message: format!("cannot print JSON: {error}"), hint: None })?;
-    println!("{text}");
-    Ok(())
+    out(&format!("{text}\n"))
 }
 
 /// Adds a row of a name and a text.
@@ -105,7 +150,7 @@ fn choice<T: clap::ValueEnum>(key: &str, text: &str) -> crate::Result<T> {
             .collect();
         crate::Error::Usage {
             message: format!("`{key}` must be one of {}, found `{text}`", names.join(", ")),
-            hint: None,
+            hint: Some("`unflip train --help` says what every setting does".into()),
         }
     })
 }

@@ -98,19 +98,18 @@ pub fn adapter_identity(folder: &Path) -> crate::Result<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Refuses an image with the reason: a text-only model, or a vision tower that this version does not run.
+/// Refuses an image given as `what` with the reason: a text-only model, or a vision tower that this version does not run.
 ///
 /// # Errors
-/// If there is an image.
-pub fn refuse_image(image: Option<&str>, checkpoint: &Checkpoint) -> crate::Result<()> {
-    let Some(image) = image else { return Ok(()) };
+/// Always.
+pub fn refuse_image(what: &str, checkpoint: &Checkpoint) -> crate::Result<()> {
     let (message, hint) = match checkpoint.config.vision {
         None => (
-            format!("image {image} was given, and {} is a text-only model", checkpoint.dir().display()),
+            format!("{what} was given, and {} is a text-only model", checkpoint.dir().display()),
             "leave the image out, or use a vision-language model",
         ),
         Some(_) => (
-            format!("image {image} was given, and this version does not run the vision tower"),
+            format!("{what} was given, and this version does not run the vision tower"),
             "leave the image out to ask about text alone",
         ),
     };

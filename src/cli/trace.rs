@@ -2,11 +2,11 @@
 
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
-use crate::data::TraceInput;
+use crate::data::{Error, TraceInput};
 use crate::objective::{Objective, Pairs};
 use crate::ops::TrainDevice;
 use crate::trace::{TraceOptions, TraceTensor, trace_forward, trace_loss};
-use crate::weights::{AdapterFile, Checkpoint, Dtype, write_safetensors};
+use crate::weights::{AdapterFile, Checkpoint, Dtype, check_place, write_safetensors};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -53,7 +53,7 @@ pub struct Trace {
     #[arg(long, value_enum, default_value = "original")]
     pairs: PairsName,
     /// Weight of the loss's second term (default: the input file's, else the loss's own)
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lambda: Option<f64>,
     /// Run the first N layers only
     #[arg(long, value_name = "N")]
@@ -74,6 +74,7 @@ impl Trace {
     /// # Errors
     /// Bad input of any kind.
     pub fn run(self) -> crate::Result<()> {
+        check_place(&self.out)?;
         let input = TraceInput::read(&self.input)?;
         let objective = self
             .loss
@@ -87,8 +88,13 @@ impl Trace {
                 hint: Some("add --adapter DIR".into()),
             });
         }
-        if let Some(index) = input.groups.iter().position(|group| group.image.is_some()) {
-            super::model::refuse_image(Some(&format!("of group {index}")), &checkpoint)?;
+        if let Some((index, image)) = input.groups.iter().enumerate().find_map(|(i, group)| Some((i, group.image?))) {
+            let (id, image) = (index.to_string(), image.to_string());
+            return Err(match checkpoint.config.vision {
+                None => Error::ImageForTextModel { id, image },
+                Some(_) => Error::NoVisionTower { id, image },
+            }
+            .into());
         }
         if self.pixels.is_some() {
             return Err(crate::Error::Usage {

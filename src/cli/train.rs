@@ -10,7 +10,7 @@ use crate::objective::Objective;
 use crate::ops::TrainDevice;
 use crate::report::{Cell, Table};
 use crate::train::{
-    AdapterTrainer, EngineGroup, Paraphrases, ProgressBar, RunDir, RunIdentity, Settings, TrainSummary, train,
+    AdapterTrainer, EngineGroup, Error, Paraphrases, ProgressBar, RunDir, RunIdentity, Settings, TrainSummary, train,
 };
 use crate::weights::{AdapterConfig, AdapterFile, Checkpoint, Naming};
 use clap::Args;
@@ -68,7 +68,7 @@ struct Flags {
     #[arg(long, value_name = "WHICH")]
     paraphrases: Option<String>,
     /// First N groups only [data.limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     limit: Option<String>,
     /// Pattern of the user's turn [data.template]
     #[arg(long, value_name = "PATTERN")]
@@ -77,19 +77,19 @@ struct Flags {
     #[arg(long, value_name = "LIST")]
     modules: Option<String>,
     /// all, 8-11, or 2,3,7 [adapter.layers]
-    #[arg(long, value_name = "LAYERS")]
+    #[arg(long, value_name = "LAYERS", allow_negative_numbers = true)]
     layers: Option<String>,
     /// LoRA rank [adapter.rank]
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     rank: Option<String>,
     /// LoRA α [adapter.alpha]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     alpha: Option<String>,
     /// Scale α/√r instead of α/r: true or false [adapter.rslora]
     #[arg(long, value_name = "BOOL")]
     rslora: Option<String>,
     /// LoRA dropout [adapter.dropout]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     dropout: Option<String>,
     /// paper, margin, symkl-binary, symkl-full, ce-binary, ce-full or combined [objective.loss]
     #[arg(long, value_name = "NAME")]
@@ -104,52 +104,52 @@ struct Flags {
     #[arg(long, value_name = "WHICH")]
     pairs: Option<String>,
     /// Weight of the loss's second part, 0 to inf [objective.lambda]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lambda: Option<String>,
     /// Stop when every answer becomes the same: true or false [objective.stop_on_collapse]
     #[arg(long, value_name = "BOOL")]
     stop_on_collapse: Option<String>,
     /// Learning rate [optimizer.lr]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lr: Option<String>,
     /// AdamW β₁ [optimizer.beta1]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     beta1: Option<String>,
     /// AdamW β₂ [optimizer.beta2]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     beta2: Option<String>,
     /// AdamW ε [optimizer.eps]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     eps: Option<String>,
     /// Decoupled weight decay [optimizer.weight_decay]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     weight_decay: Option<String>,
     /// Largest gradient norm, or none [optimizer.clip]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     clip: Option<String>,
     /// Warm-up steps [schedule.warmup_steps]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     warmup: Option<String>,
     /// constant, linear or cosine, after warm-up [schedule.decay]
     #[arg(long, value_name = "NAME")]
     schedule: Option<String>,
     /// Groups a step [schedule.batch_groups]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     batch_groups: Option<String>,
     /// Groups packed into one launch [schedule.groups_per_batch]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     groups_per_batch: Option<String>,
     /// Passes over the data [schedule.epochs]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     epochs: Option<String>,
     /// Steps, instead of epochs [schedule.steps]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     steps: Option<String>,
     /// Seed [run.seed]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<String>,
     /// Steps between checkpoints [run.checkpoint_every]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     checkpoint_every: Option<String>,
     /// Back end: cpu, cuda or reference [model.device]
     #[arg(long, value_name = "NAME")]
@@ -164,7 +164,7 @@ struct Flags {
     #[arg(long, value_name = "BOOL")]
     share_prefix: Option<String>,
     /// Threads [run.threads]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     threads: Option<String>,
     /// Instruction set of the CPU kernels [run.isa]
     #[arg(long, value_name = "NAME")]
@@ -229,12 +229,11 @@ impl Train {
             Some(path) => Settings::read(path)?,
             None => Settings::default(),
         };
-        settings.override_with(&self.flags.given())?;
+        settings.override_with(&self.flags.given()).map_err(with_flag)?;
         let settings = settings.resolve()?;
         if self.print_config {
             let text = toml::to_string(&settings.to_table()).expect("settings are plain values");
-            print!("{text}");
-            return Ok(());
+            return super::out(&text);
         }
         let out = self.out.clone().expect("clap asks for it");
         let model = required(settings.model.path.as_deref(), "--model", "model.path")?;
@@ -244,7 +243,7 @@ impl Train {
 
         let (checkpoint, adapter) = model.open()?;
         let prompting = Prompting::open(&checkpoint, settings.data.template.as_deref())?;
-        let alone = settings.data.paraphrases == Paraphrases::None;
+        let alone = settings.data.paraphrases == Paraphrases::None || !settings.objective.needs_pairs();
         let options = ReadOptions { allow_no_paraphrases: alone };
         let limit = settings.data.limit;
         let (file, questions) = prompting.read(&data, limit, options)?;
@@ -255,6 +254,7 @@ impl Train {
         let identity = RunIdentity {
             version: env!("CARGO_PKG_VERSION").into(),
             model: checkpoint.fingerprint()?,
+            adapter: settings.model.adapter.as_deref().map_or(Ok(String::new()), super::model::adapter_identity)?,
             train_data: file.sha256,
             validation_data: validation.as_ref().map_or_else(String::new, |(file, _)| file.sha256.clone()),
             template: prompting.template.hash(),
@@ -275,6 +275,22 @@ impl Train {
         };
         let summary = device.run(work)?;
         report(&summary, &out, self.json)
+    }
+}
+
+/// Names the flag where the settings only know that it was one.
+fn with_flag(error: Error) -> Error {
+    match error {
+        Error::Setting { key, place, expected, found } if place == "flags" => {
+            let command = Flags::augment_args(clap::Command::new("train"));
+            let of_key = format!("[{key}]");
+            let flag = command
+                .get_arguments()
+                .find(|argument| argument.get_help().is_some_and(|help| help.to_string().ends_with(&of_key)));
+            let place = flag.and_then(|flag| flag.get_long()).map_or(place, |long| format!("--{long}"));
+            Error::Setting { key, place, expected, found }
+        }
+        other => other,
     }
 }
 
@@ -304,12 +320,10 @@ impl OnDevice for Work {
     fn run<D: TrainDevice + 'static>(mut self, device: D) -> crate::Result<TrainSummary> {
         self.identity.unit = device.unit();
         let settings = &self.settings;
-        let run = match self.resume && self.out.join("config.toml").exists() {
-            true => RunDir::resume(&self.out, settings, &self.identity, self.other_unit)?,
-            false => RunDir::create(&self.out, settings, &self.identity)?,
-        };
         let mut engine = self.model.engine(device, &self.checkpoint, None, None)?;
         engine.share_prefix = settings.model.share_prefix;
+        engine.check_groups(&self.groups)?;
+        engine.check_groups(&self.validation)?;
         let (adapter, config) = match &self.adapter {
             Some(file) => {
                 let adapter = Adapter::from_file(&engine.device, &engine.model.config, file)?;
@@ -333,6 +347,11 @@ impl OnDevice for Work {
             }
         };
         let objective = objective(settings)?;
+        // Last, so that nothing that is wrong with the request leaves a run behind.
+        let run = match self.resume && self.out.join("config.toml").exists() {
+            true => RunDir::resume(&self.out, settings, &self.identity, self.other_unit)?,
+            false => RunDir::create(&self.out, settings, &self.identity)?,
+        };
         let mut trainer = AdapterTrainer::new(engine, adapter, config, objective, settings.run.seed);
         let total = settings.total_steps(self.groups.len());
         let done = run.newest_checkpoint()?.0.map_or(0, |checkpoint| checkpoint.step);
@@ -398,6 +417,25 @@ fn report(summary: &TrainSummary, out: &Path, json: bool) -> crate::Result<()> {
         table.row(vec![Cell::text("last loss"), Cell::Number(last.loss, 4)]);
         table.row(vec![Cell::text("last gradient norm"), Cell::Number(last.grad_norm, 4)]);
     }
-    print!("{}", table.plain());
-    Ok(())
+    super::out(&table.plain())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_flag_states_its_key_and_is_named_in_errors() {
+        let command = Flags::augment_args(clap::Command::new("train"));
+        let table = Settings::default().to_table();
+        for argument in command.get_arguments() {
+            let help = argument.get_help().expect("every flag has a help text").to_string();
+            let key = help.rsplit_once('[').expect("a key in brackets").1.trim_end_matches(']').to_owned();
+            assert!(table.contains_key(key.split('.').next().unwrap_or_default()), "{help}");
+            let setting = Error::Setting { key, place: "flags".into(), expected: "a".into(), found: "b".into() };
+            let named = with_flag(setting).to_string();
+            let long = argument.get_long().expect("a long flag");
+            assert!(named.contains(&format!(" in --{long} must be a, found b")), "{named}");
+        }
+    }
 }

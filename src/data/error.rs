@@ -1,5 +1,8 @@
 //! Errors of prompt groups: each says which file, line and group, and what was found there.
 
+const LINE: &str = "a line is {\"id\": …, \"question\": …, \"paraphrases\": [\"…\"], \"answer\": \"yes\"}";
+const TRACE: &str = "the file is {\"groups\": [{\"prefix\": [1, 2], \"suffixes\": [[3]], \"yes_id\": 4, \"no_id\": 5, \"label\": \"yes\"}]}";
+
 /// A data file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -42,6 +45,14 @@ pub enum Error {
     /// A group with an image for a model that cannot see.
     #[error("group `{id}` has an image (`{image}`), and the model is text-only")]
     ImageForTextModel {
+        /// The group's id.
+        id: String,
+        /// Its image.
+        image: String,
+    },
+    /// A group with an image for a model whose vision tower is not run.
+    #[error("group `{id}` has an image (`{image}`), and this version does not run the vision tower")]
+    NoVisionTower {
         /// The group's id.
         id: String,
         /// Its image.
@@ -128,11 +139,11 @@ impl Error {
     /// What to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Read { .. } => None,
-            Self::NoGroups { .. } => {
-                Some("a line is {\"id\": …, \"question\": …, \"paraphrases\": [\"…\"], \"answer\": \"yes\"}".into())
-            }
-            Self::Line { problem, .. } | Self::Trace { problem, .. } => problem.hint(),
+            Self::Read { path, source } => Some(crate::error::io_hint(path, source)),
+            Self::NoGroups { .. } => Some(format!("expected at least one group: {LINE}")),
+            Self::Line { problem, .. } => Some(problem.hint(LINE)),
+            Self::Trace { problem, .. } => Some(problem.hint(TRACE)),
+            Self::NoVisionTower { .. } => Some("set `image` to null to ask about text alone".into()),
             Self::ImageForTextModel { .. } => {
                 Some("use a vision-language model, or set `image` to null and describe it in `context`".into())
             }
@@ -144,18 +155,20 @@ impl Error {
 }
 
 impl Problem {
-    fn hint(&self) -> Option<String> {
-        Some(match self {
-            Self::NotAnObject(_) => "write one JSON object a line".into(),
+    /// What to do; `form` says what the file should look like.
+    fn hint(&self, form: &str) -> String {
+        match self {
+            Self::NotAnObject(_) | Self::Missing { .. } | Self::Kind { .. } => form.into(),
+            Self::Empty(key) => format!("fill in `{key}`, or leave the group out"),
+            Self::SameAnswerIds(_) => "give the ids of two different tokens".into(),
             Self::Misspelled { .. } => "rename it; data of your own belongs in `meta`".into(),
             Self::Answer { .. } => "leave out questions that have no yes/no answer".into(),
-            Self::NoParaphrases => "add paraphrases, or choose an accuracy loss (`ce-binary`, `ce-full`)".into(),
+            Self::NoParaphrases => "add paraphrases; training on the question alone takes an accuracy loss (`--loss ce-binary` or `ce-full`)".into(),
             Self::Phenomena { .. } => {
                 "list one phenomenon per paraphrase, or write paraphrases as {\"text\": …, \"phenomenon\": …}".into()
             }
             Self::Duplicate { .. } => "give each group an id of its own".into(),
-            _ => return None,
-        })
+        }
     }
 }
 

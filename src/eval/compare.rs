@@ -1,6 +1,7 @@
 //! Two evaluations of the same questions side by side: paired permutation tests that flip the signs of whole clusters.
 
 use super::Error;
+use super::error::short;
 use super::results::StoredResults;
 use super::samples::Sample;
 use super::statistics::paired_permutation;
@@ -61,7 +62,12 @@ pub fn compare(
         problem,
     };
     if first.header.data != second.header.data {
-        return Err(other(format!("their data hashes are {} and {}", first.header.data, second.header.data)).into());
+        return Err(other(format!(
+            "they are of different data (SHA-256 {} and {})",
+            short(&first.header.data),
+            short(&second.header.data)
+        ))
+        .into());
     }
     if first.groups.len() != second.groups.len() {
         let (a, b) = (first.groups.len(), second.groups.len());

@@ -23,7 +23,7 @@ pub enum Error {
         margin: f64,
     },
     /// `samples.jsonl` was begun with something else.
-    #[error("{path} was begun with another {key}: it has {stored}, this evaluation {given}")]
+    #[error("{path} was begun with another {key}: it has {}, this evaluation {}", short(.stored), short(.given))]
     OtherEvaluation {
         /// The file.
         path: String,
@@ -39,6 +39,14 @@ pub enum Error {
     Record {
         /// `file:line`.
         place: String,
+        /// What was expected and what was found.
+        problem: String,
+    },
+    /// A file that is no result file.
+    #[error("{path} is not a result file: {problem}")]
+    NotResults {
+        /// The file.
+        path: String,
         /// What was expected and what was found.
         problem: String,
     },
@@ -63,8 +71,15 @@ impl Error {
             Self::NonFinite { .. } => "run `unflip inspect` on the model and adapter to find the tensor at fault",
             Self::OtherEvaluation { .. } => "choose another output folder",
             Self::Record { .. } => "remove the file to evaluate again",
+            Self::NotResults { .. } => "give the folder that `unflip eval --out` wrote",
             Self::OtherQuestions { .. } => "evaluate both models on the same file with the same --limit",
         };
         Some(hint.to_owned())
     }
+}
+
+/// The beginning of a hash, enough to tell two apart; anything else as it is.
+pub(super) fn short(value: &str) -> &str {
+    let is_hash = value.len() == 64 && value.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_hash { &value[..12] } else { value }
 }

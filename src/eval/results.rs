@@ -72,12 +72,11 @@ impl StoredResults {
     pub fn read(path: &Path) -> Result<Self> {
         let path = if path.is_dir() { path.join(RESULTS) } else { path.to_owned() };
         let text = fs::read(&path).map_err(|source| crate::Error::io("read", &path, source))?;
-        let problem = |problem: String| Error::Record { place: path.display().to_string(), problem };
+        let problem = |problem: String| Error::NotResults { path: path.display().to_string(), problem };
         let json: Value =
-            serde_json::from_slice(&text).map_err(|error| problem(format!("expected a result file: {error}")))?;
+            serde_json::from_slice(&text).map_err(|error| problem(format!("expected one JSON object: {error}")))?;
         let questions = json["results"]["n_questions"].as_u64();
-        let questions =
-            questions.ok_or_else(|| problem("expected a result file, found no `results.n_questions`".into()))?;
+        let questions = questions.ok_or_else(|| problem("it has no `results.n_questions`".into()))?;
         let (header, mut groups) = samples::read(&path.with_file_name(SAMPLES))?;
         if json["data_hash"] != header.data || json["model"] != header.model || (groups.len() as u64) < questions {
             return Err(problem(format!("it does not belong to the {SAMPLES} beside it")).into());

@@ -1,8 +1,8 @@
 //! An adapter's parameters on a device: made new as PEFT makes them, or read from and written to PEFT files.
 
-use super::{LoraLayout, LoraSlot};
+use super::LoraLayout;
 use crate::ops::Backend;
-use crate::ops::lora_linear::philox;
+use crate::ops::lora_linear::{LoraSlot, philox};
 use crate::weights::{AdapterConfig, AdapterFile, LoraTensors, Naming, Targets, TextConfig};
 
 /// Flat LoRA parameters and where each module lies in them.

@@ -2,7 +2,7 @@
 
 use super::forward::{DropoutStep, Entry, ForwardRequest, OutputRows};
 use super::{Adapter, EmbedScale, SitePlan, TextModel};
-use crate::batch::{PackOptions, PackedBatch, TokenGroup};
+use crate::batch::{GroupName, PackOptions, PackedBatch, TokenGroup};
 use crate::objective::{GroupLogits, GroupLoss, Objective};
 use crate::ops::answer_head::HeadColumns;
 use crate::ops::{Device, TrainDevice};
@@ -63,16 +63,35 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// Prompts that the model cannot take.
     pub fn pack(&self, groups: &[TokenGroup], first_ordinal: u32) -> crate::Result<PackedBatch> {
+        Ok(PackedBatch::pack(groups, &self.pack_options(first_ordinal))?)
+    }
+
+    /// Whether the model can take these prompts and answer tokens.
+    ///
+    /// # Errors
+    /// As [`Self::pack`]; an answer token that the model does not have.
+    pub fn check(&self, groups: &[TokenGroup], targets: &[Target]) -> crate::Result<()> {
+        PackedBatch::check(groups, &self.pack_options(0))?;
+        let vocab_size = self.model.config.vocab_size;
+        for (index, target) in targets.iter().enumerate() {
+            if let Some(id) = [target.yes, target.no].into_iter().find(|&id| id as usize >= vocab_size) {
+                let group = GroupName::Index(index);
+                return Err(crate::batch::Error::UnknownAnswer { group, id, vocab_size }.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn pack_options(&self, first_ordinal: u32) -> PackOptions {
         let config = &self.model.config;
-        let options = PackOptions {
+        PackOptions {
             sliding_window: config.sliding_window,
             image_token: self.model.image_token,
             vocab_size: config.vocab_size,
             max_positions: config.max_position_embeddings,
             share: self.share_prefix,
             first_ordinal,
-        };
-        Ok(PackedBatch::pack(groups, &options)?)
+        }
     }
 
     /// Logits at the answer position of each phrasing: one row `[columns]` per phrasing, in batch order.

@@ -1,29 +1,9 @@
 //! Where each LoRA module's A and B lie in the one flat parameter vector.
 
 use super::Error;
+use crate::ops::lora_linear::LoraSlot;
 use crate::weights::{AdapterFile, Module, TextConfig};
 use std::collections::BTreeSet;
-
-/// One adapted projection: A `[rank, inputs]` at `a`, B `[outputs, rank]` at `b`, row-major.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LoraSlot {
-    /// Layer index.
-    pub layer: usize,
-    /// Projection.
-    pub module: Module,
-    /// r.
-    pub rank: usize,
-    /// s = α/r or α/√r.
-    pub scale: f32,
-    /// Inputs.
-    pub inputs: usize,
-    /// Outputs.
-    pub outputs: usize,
-    /// Offset of A.
-    pub a: usize,
-    /// Offset of B.
-    pub b: usize,
-}
 
 /// What to adapt, as a user states it.
 #[derive(Clone, Debug, PartialEq)]

@@ -61,7 +61,7 @@ pub fn merge(
             })
             .collect();
         let file_name = file.path().file_name().expect("an opened file has a name");
-        write_safetensors(&staging.path().join(file_name), &entries)?;
+        write_safetensors(staging.path().join(file_name), &entries)?;
     }
     copy_other_files(checkpoint.dir(), staging.path())?;
     let staged = staging.keep();

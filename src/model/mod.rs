@@ -11,11 +11,12 @@ mod rope;
 mod sites;
 mod weights;
 
+pub use crate::ops::lora_linear::LoraSlot;
 pub use adapter::Adapter;
 pub use engine::{AnswerColumns, Engine, Leaf, Target};
 pub use error::Error;
 pub use forward::{DropoutStep, Entry, Forward, ForwardRequest, OutputRows};
-pub use lora::{LoraLayout, LoraSettings, LoraSlot};
+pub use lora::{LoraLayout, LoraSettings};
 pub use merge::merge;
 pub use rope::rope_table;
 pub use sites::{Site, SiteKind, SitePlan, SiteWrite};

@@ -40,7 +40,10 @@ impl Error {
     /// What to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unknown { nearest, .. } => nearest.as_ref().map(|name| format!("did you mean `{name}`?")),
+            Self::Unknown { nearest, known, .. } => Some(match nearest {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => format!("choose one of {known}"),
+            }),
             Self::Lambda { .. } => Some("0 leaves one part alone, inf the other; 1 is the paper's weight".into()),
             Self::Empty => Some("set `loss = \"paper\"`, or one of `consistency` and `accuracy`".into()),
         }

@@ -35,6 +35,14 @@ pub enum Error {
         /// Tokens that it became; none if the tokenizer does not know it.
         tokens: Vec<String>,
     },
+    /// A marker of Gemma's chat format is not one token.
+    #[error("`{token}` must be one token of this model's tokenizer, found {}", pieces(.tokens))]
+    ChatToken {
+        /// The marker.
+        token: &'static str,
+        /// What it became instead.
+        tokens: Vec<String>,
+    },
     /// Both answers are one token.
     #[error("the answers `{yes}` and `{no}` are the same token {id}")]
     SameAnswer {
@@ -46,7 +54,7 @@ pub enum Error {
         id: u32,
     },
     /// A prompt template that cannot be used.
-    #[error("prompt template {pattern:?}: {problem}")]
+    #[error("prompt template `{pattern}`: {problem}")]
     Template {
         /// As given.
         pattern: String,
@@ -73,12 +81,13 @@ impl Error {
                 "put the tokenizer.json that belongs to the model beside its config.json; `unflip trace` on token ids needs none"
                     .into()
             }
+            Self::ChatToken { .. } => "take the tokenizer.json of a Gemma 3 model: prompts are written in its chat format".into(),
             Self::BadTokenizer { .. } => "fetch the model's tokenizer.json again".into(),
-            Self::Coding { .. } => return None,
-            Self::Answer { tokens, .. } if tokens.is_empty() => {
-                "choose answers that the tokenizer knows, or check that tokenizer.json belongs to this model".into()
+            Self::Coding { .. } => "check that tokenizer.json is whole and belongs to this model".into(),
+            Self::Answer { .. } => {
+                "take the tokenizer.json that belongs to this model: the margin compares one token for yes with one for no"
+                    .into()
             }
-            Self::Answer { .. } => "choose answers of one token each, as `Yes` and `No`".into(),
             Self::SameAnswer { .. } => "choose two different answers".into(),
             Self::Template { .. } => {
                 "a template is text with `{question}` once, and `{image}` and `{context}` where they shall stand".into()

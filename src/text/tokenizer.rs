@@ -27,6 +27,21 @@ impl Tokenizer {
         Ok(Self { inner })
     }
 
+    /// Whether the markers of Gemma's chat format are tokens: without them a prompt would silently be spelled out.
+    ///
+    /// # Errors
+    /// The first marker that is not one token.
+    pub fn check_chat_tokens(&self) -> Result<(), Error> {
+        for token in ["<bos>", "<start_of_turn>", "<end_of_turn>"] {
+            let ids = self.encode(token)?;
+            if self.token_id(token).is_none() || ids.len() != 1 || self.token_id(token) != ids.first().copied() {
+                let tokens = ids.iter().map(|&id| self.token(id).unwrap_or_else(|| id.to_string())).collect();
+                return Err(Error::ChatToken { token, tokens });
+            }
+        }
+        Ok(())
+    }
+
     /// Token ids of a text. Special tokens written in it (`<bos>`, `<start_of_turn>`, …) become their ids; none is added, so a
     /// rendered prompt, which starts with `<bos>`, gets it once.
     ///
@@ -118,6 +133,16 @@ pub(crate) mod tests {
         assert!(ids.len() > 4, "the file's truncation to 4 tokens must be off: {ids:?}");
         assert_eq!(tokenizer.decode(&ids).unwrap(), "<bos><start_of_turn>\nYes No?<end_of_turn>");
         assert!(!tokenizer.encode("Yes").unwrap().contains(&2));
+    }
+
+    #[test]
+    fn chat_markers_that_are_not_tokens_are_named() {
+        tiny().check_chat_tokens().unwrap();
+        let mut inner = tokenizers::Tokenizer::new(tokenizers::models::bpe::BPE::default());
+        inner.add_special_tokens([tokenizers::AddedToken::from("<bos>", true)].as_slice()).unwrap();
+        let error = Tokenizer { inner }.check_chat_tokens().unwrap_err();
+        assert_eq!(error, Error::ChatToken { token: "<start_of_turn>", tokens: vec![] });
+        assert_eq!(error.to_string(), "`<start_of_turn>` must be one token of this model's tokenizer, found no token");
     }
 
     #[test]

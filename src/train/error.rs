@@ -34,6 +34,8 @@ pub enum Error {
         keys: String,
         /// Why they cannot stand together.
         problem: String,
+        /// What to do.
+        hint: &'static str,
     },
     /// A file that is not TOML.
     #[error("{place}: {problem}")]
@@ -152,14 +154,32 @@ fn list(skipped: &[Skipped]) -> String {
     skipped.iter().map(|one| format!("{} ({})", one.name, one.problem)).collect::<Vec<_>>().join(", ")
 }
 
+/// The word among `expected` (`a, b or c`) that `found` is nearly.
+fn nearest<'a>(expected: &'a str, found: &str) -> Option<&'a str> {
+    let found = found.trim_matches('"').to_lowercase().replace('_', "-");
+    expected
+        .split(", ")
+        .flat_map(|part| part.split(" or "))
+        .filter(|word| !word.contains(' '))
+        .map(|word| (strsim::jaro_winkler(&found, word), word))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .map(|(_, word)| word)
+}
+
 impl Error {
     /// What to do.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::UnknownKey { .. } | Self::Setting { .. } | Self::Config { .. } => {
-                "`unflip train --help` lists every setting".to_owned()
+            Self::UnknownKey { .. } => "`unflip train --print-config` shows every key with its default".to_owned(),
+            Self::Setting { expected, found, .. } => nearest(expected, found).map_or_else(
+                || "`unflip train --help` says what every setting does".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            ),
+            Self::Config { .. } => {
+                "the file is TOML, `[section]` and `key = value`: `unflip train --print-config` writes one".to_owned()
             }
-            Self::Conflict { keys, .. } => format!("give only one of {keys}, or make them fit"),
+            Self::Conflict { hint, .. } => (*hint).to_owned(),
             Self::Foreign { .. } => "choose a new or an empty directory".to_owned(),
             Self::Exists { .. } => "resume it with --resume, or choose another directory".to_owned(),
             Self::NotARun { .. } => "leave --resume out to start a run there".to_owned(),
@@ -178,5 +198,22 @@ impl Error {
             Self::Collapse { .. } => "raise objective.lambda: consistency alone rewards constant answers".to_owned(),
         };
         Some(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelled_choice_gets_the_nearest_one_as_hint() {
+        let hint = |text: &str| crate::train::Settings::parse(text, "c.toml").expect_err(text).hint();
+        assert_eq!(hint("[objective]\nloss = \"papr\"").as_deref(), Some("did you mean `paper`?"));
+        assert_eq!(hint("[objective]\nloss = \"SymKL_binary\"").as_deref(), Some("did you mean `symkl-binary`?"));
+        assert_eq!(hint("[schedule]\ndecay = \"cosin\"").as_deref(), Some("did you mean `cosine`?"));
+        let general = Some("`unflip train --help` says what every setting does");
+        assert_eq!(hint("[objective]\nloss = \"xyz\"").as_deref(), general);
+        assert_eq!(hint("[optimizer]\nlr = 0").as_deref(), general);
+        assert_eq!(nearest("a number above 0, or \"none\"", "\"nan\""), None);
     }
 }

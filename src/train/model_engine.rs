@@ -2,7 +2,7 @@
 
 use super::{EngineGroup, MarginEngine, TrainEngine, TrainerTensors};
 use crate::Result;
-use crate::batch::TokenGroup;
+use crate::batch::{GroupName, TokenGroup};
 use crate::model::{Adapter, DropoutStep, Engine, Target};
 use crate::objective::{GroupLoss, Objective};
 use crate::ops::adamw::AdamWStep;
@@ -20,11 +20,34 @@ fn tokens(groups: &[EngineGroup]) -> Vec<TokenGroup> {
     groups.iter().map(|group| group.tokens.clone()).collect()
 }
 
+fn targets(groups: &[EngineGroup]) -> Vec<Target> {
+    groups.iter().map(Target::from).collect()
+}
+
+/// Names the group that a batch's error is about by its id.
+fn with_ids(error: crate::Error, groups: &[EngineGroup]) -> crate::Error {
+    let id = |index: usize| groups.get(index).map_or(GroupName::Index(index), |group| GroupName::Id(group.id.clone()));
+    match error {
+        crate::Error::Batch(error) => error.rename(id).into(),
+        other => other,
+    }
+}
+
+impl<D: Device> Engine<D> {
+    /// Whether the model can take all of these groups: to be asked before a folder is made or hours are spent.
+    ///
+    /// # Errors
+    /// As [`Engine::check`], with the group's id.
+    pub fn check_groups(&self, groups: &[EngineGroup]) -> Result<()> {
+        self.check(&tokens(groups), &targets(groups)).map_err(|error| with_ids(error, groups))
+    }
+}
+
 impl<D: Device> MarginEngine for Engine<D> {
     fn margins(&mut self, groups: &[EngineGroup]) -> Result<Vec<Vec<f64>>> {
+        self.check_groups(groups)?;
         let batch = self.pack(&tokens(groups), 0)?;
-        let targets: Vec<Target> = groups.iter().map(Target::from).collect();
-        Engine::margins(self, &batch, &targets)
+        Engine::margins(self, &batch, &targets(groups))
     }
 }
 
@@ -73,8 +96,9 @@ impl<D: TrainDevice> TrainEngine for AdapterTrainer<D> {
     type Gradient = D::Buf;
 
     fn leaf(&mut self, groups: &[EngineGroup], step: u32, first_ordinal: u32) -> Result<(Vec<GroupLoss>, D::Buf)> {
+        self.engine.check_groups(groups)?;
         let batch = self.engine.pack(&tokens(groups), first_ordinal)?;
-        let targets: Vec<Target> = groups.iter().map(Target::from).collect();
+        let targets = targets(groups);
         let dropout = DropoutStep { p: self.dropout, seed: self.seed, step };
         let leaf = self.engine.leaf_gradient(&batch, &targets, &self.objective, Some(dropout))?;
         Ok((leaf.losses, leaf.gradient))

@@ -30,6 +30,9 @@ pub struct RunIdentity {
     pub version: String,
     /// Identifies the model's files.
     pub model: String,
+    /// Hash of the adapter that the run starts from; empty for a new one.
+    #[serde(default)]
+    pub adapter: String,
     /// Hash of the training groups in use.
     pub train_data: String,
     /// Hash of the validation groups; empty without.
@@ -42,9 +45,10 @@ pub struct RunIdentity {
 
 impl RunIdentity {
     /// (key, value, whether another one may be allowed by flag).
-    fn entries(&self) -> [(&'static str, &str, bool); 6] {
+    fn entries(&self) -> [(&'static str, &str, bool); 7] {
         [
             ("identity.model", &self.model, false),
+            ("identity.adapter", &self.adapter, false),
             ("identity.train_data", &self.train_data, false),
             ("identity.validation_data", &self.validation_data, false),
             ("identity.template", &self.template, false),
@@ -114,6 +118,10 @@ impl RunDir {
         let place = config.display().to_string();
         let text = fs::read_to_string(&config).map_err(|source| crate::Error::io("read", &config, source))?;
         let stored = Settings::parse(&text, &place)?;
+        let show = |value: &str| match value {
+            "" => "unset".to_owned(),
+            value => format!("`{value}`"),
+        };
         let changed = |key: &str, stored: String, given: String| Error::Changed {
             path: path.display().to_string(),
             key: key.into(),
@@ -131,7 +139,7 @@ impl RunDir {
             toml::from_str(&text).map_err(|error| Error::Config { place, problem: error.message().to_owned() })?;
         for ((key, stored, by_flag), (_, given, _)) in recorded.identity.entries().into_iter().zip(identity.entries()) {
             if stored != given && !(by_flag && other_unit) {
-                return Err(changed(key, format!("{stored:?}"), format!("{given:?}")).into());
+                return Err(changed(key, show(stored), show(given)).into());
             }
         }
         Ok(Self { path: path.into(), _lock: lock })
@@ -311,10 +319,10 @@ mod tests {
 
         let other_data = RunIdentity { train_data: "e".into(), ..identity() };
         let error = train_error(RunDir::resume(&path, &settings(), &other_data, true));
-        assert!(
-            error.to_string().contains("`identity.train_data` was \"d\" when the run began, found \"e\""),
-            "{error}"
-        );
+        assert!(error.to_string().contains("`identity.train_data` was `d` when the run began, found `e`"), "{error}");
+        let other_start = RunIdentity { adapter: "a".into(), ..identity() };
+        let error = train_error(RunDir::resume(&path, &settings(), &other_start, true));
+        assert!(error.to_string().contains("`identity.adapter` was unset when the run began, found `a`"), "{error}");
         let other_unit = RunIdentity { unit: "cpu bf16 amx".into(), ..identity() };
         let error = train_error(RunDir::resume(&path, &settings(), &other_unit, false));
         assert!(error.to_string().contains("`identity.unit`"), "{error}");

@@ -315,6 +315,7 @@ impl Settings {
             return Err(Error::Conflict {
                 keys: "schedule.epochs and schedule.steps".into(),
                 problem: "only one of them can say how long the run is".into(),
+                hint: "leave one of them out",
             });
         }
         if !schedule.batch_groups.is_multiple_of(schedule.groups_per_batch) {
@@ -324,18 +325,21 @@ impl Settings {
                     "{} groups a step cannot be split into launches of {}",
                     schedule.batch_groups, schedule.groups_per_batch
                 ),
+                hint: "let groups_per_batch divide batch_groups",
             });
         }
         if objective.loss.is_some() && (objective.consistency.is_some() || objective.accuracy.is_some()) {
             return Err(Error::Conflict {
-                keys: "objective.loss and objective.consistency or objective.accuracy".into(),
+                keys: "objective.loss and its parts".into(),
                 problem: "give a whole loss or its parts, not both".into(),
+                hint: "leave `loss` out to build one of parts",
             });
         }
         if objective.needs_pairs() && self.data.paraphrases == Paraphrases::None {
             return Err(Error::Conflict {
                 keys: "objective.loss and data.paraphrases".into(),
                 problem: "the loss compares phrasings, but only the original would take part".into(),
+                hint: "train on paraphrases too, or choose `ce-binary` or `ce-full`",
             });
         }
         if objective.loss.is_none() && objective.consistency.is_none() && objective.accuracy.is_none() {

@@ -467,7 +467,9 @@ impl Error {
             | Self::TruncatedData { .. }
             | Self::MissingShard { .. } => "the download or copy did not finish: fetch the file again".into(),
             Self::Changed { .. } => "do not write to a model that is in use; start again once the file is whole".into(),
-            Self::MissingTensor { nearest: Some(name), .. } => format!("the nearest name that is there is `{name}`"),
+            Self::MissingTensor { nearest: Some(name), .. } => {
+                format!("the nearest name that is there is `{name}`: weights and config.json must come from one model")
+            },
             Self::HalfPrecision { .. } => "use the bfloat16 checkpoint, or convert the original one to bfloat16".into(),
             Self::WrongDtype { .. } => "use the bfloat16 or float32 checkpoint, without quantisation".into(),
             Self::WrongShape { .. } | Self::UnexpectedTensor { .. } => {
@@ -503,7 +505,34 @@ impl Error {
                 format!("nothing is downloaded by itself: run `hf download {name}`")
             }
             Self::ModelNotFound { .. } => "give a model folder, or `org/name` of a model in the local cache".into(),
-            _ => return None,
+            Self::Io { path, source, .. } => crate::error::io_hint(path, source),
+            Self::NotAFile { .. } => "give a regular file".into(),
+            Self::HeaderTooLong { .. }
+            | Self::HeaderStart { .. }
+            | Self::HeaderEncoding { .. }
+            | Self::HeaderEntry { .. }
+            | Self::DuplicateKey { .. }
+            | Self::UnknownDtype { .. }
+            | Self::SizeOverflow { .. }
+            | Self::SizeMismatch { .. }
+            | Self::Hole { .. }
+            | Self::Overlap { .. }
+            | Self::Tail { .. } => "the file is damaged or was written wrongly: fetch or save it again".into(),
+            Self::MissingTensor { nearest: None, .. } => {
+                "weights and config.json must come from one model: fetch both again".into()
+            }
+            Self::DuplicateName { .. } => "save the weights again with one name for each tensor".into(),
+            Self::Json { .. } => "fetch the file again, or mend it at that place".into(),
+            Self::Unsupported { file, .. } if is_adapter(file) => {
+                "train the adapter again as plain LoRA or rsLoRA, or merge it into its base model with PEFT".into()
+            }
+            Self::Unsupported { .. } => "give a Gemma 3 model as Hugging Face or Google published it".into(),
+            Self::Field { file, .. } if is_adapter(file) => "save the adapter again with PEFT".into(),
+            Self::Field { .. } => "take the config.json that was published with the weights".into(),
+            Self::UnknownAdapterTensor { .. } | Self::NotAMatrix { .. } => {
+                "train the adapter again as LoRA on any of q, k, v, o, gate, up and down projections".into()
+            }
+            Self::Unwritable { .. } => "the tensors do not fit the format: nothing was written".into(),
         };
         Some(hint)
     }
@@ -512,6 +541,10 @@ impl Error {
     pub(super) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self::Io { action, path: path.display().to_string(), source }
     }
+}
+
+fn is_adapter(file: &str) -> bool {
+    file.ends_with("adapter_config.json")
 }
 
 /// Paths separated by commas.

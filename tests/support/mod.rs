@@ -28,20 +28,20 @@ pub struct Golden {
 impl Golden {
     pub fn open(name: &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
-        let checkpoint = Checkpoint::open(&folder.join("model")).expect("golden model opens");
+        let checkpoint = Checkpoint::open(folder.join("model")).expect("golden model opens");
         Self { folder, checkpoint }
     }
 
     pub fn file(&self, name: &str) -> SafetensorsFile {
-        SafetensorsFile::open(&self.folder.join(name)).expect("golden file opens")
+        SafetensorsFile::open(self.folder.join(name)).expect("golden file opens")
     }
 
     pub fn adapter(&self, name: &str) -> AdapterFile {
-        AdapterFile::open(&self.folder.join(name)).expect("golden adapter opens")
+        AdapterFile::open(self.folder.join(name)).expect("golden adapter opens")
     }
 
     pub fn groups(&self) -> TraceInput {
-        TraceInput::read(&self.folder.join("groups.json")).expect("golden groups open")
+        TraceInput::read(self.folder.join("groups.json")).expect("golden groups open")
     }
 
     pub fn json(&self, name: &str) -> serde_json::Value {

@@ -1,6 +1,6 @@
 //! answer_head: final norm and tied head on answer rows only, either chosen vocabulary ids or the full row.
 //!
-//! logits[i, c] = RMSNorm(h[i])·(1+w) · E[idsᶜ], h `[n, hidden]` (answer rows already gathered), E `[vocab, hidden]`.
+//! `logits[i, c] = RMSNorm(h[i])·(1+w) · E[ids[c]]`, h `[n, hidden]` (answer rows already gathered), E `[vocab, hidden]`.
 //! Backward: dn = dlogits·E (rows of the chosen ids), then RMSNorm's backward.
 
 pub mod cases;

@@ -12,6 +12,7 @@ pub mod philox;
 mod reference;
 
 use super::Backend;
+use crate::weights::Module;
 
 /// Dropout of one adapted module: Philox4x32-10, key = (seed lo, seed hi), counter = (column/4, packed row within the group,
 /// group's ordinal · 2¹⁶ + layer · 16 + module, step), output word column mod 4; keep iff word ≥ p·2³², kept values · 1/(1−p).
@@ -29,6 +30,28 @@ pub struct Dropout<'a> {
     pub module: u32,
     /// (group's ordinal, row within the group) of each row of x.
     pub rows: &'a [(u32, u32)],
+}
+
+/// Where an adapted projection's parameters lie in the flat vector: A `[rank, inputs]` at `a`, B `[outputs, rank]` at `b`,
+/// row-major.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraSlot {
+    /// Layer index.
+    pub layer: usize,
+    /// Projection.
+    pub module: Module,
+    /// r.
+    pub rank: usize,
+    /// s = α/r or α/√r.
+    pub scale: f32,
+    /// Inputs.
+    pub inputs: usize,
+    /// Outputs.
+    pub outputs: usize,
+    /// Offset of A.
+    pub a: usize,
+    /// Offset of B.
+    pub b: usize,
 }
 
 /// The LoRA branch of a part. A `[rank, in]` and B `[out, rank]` lie row-major in one flat `[1, n]` parameter buffer.

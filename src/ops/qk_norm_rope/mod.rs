@@ -1,7 +1,7 @@
 //! qk_norm_rope: per-head RMSNorm, then rotary position embedding, of q or k.
 //!
 //! Per row and head of x `[T, heads·head_dim]`: n = RMSNorm(x)·(1+w), then with the half-split layout, for j < head_dim/2:
-//! y[j] = n[j]·cos[j] − n[j+half]·sin[j], y[j+half] = n[j+half]·cos[j] + n[j]·sin[j].
+//! `y[j] = n[j]·cos[j] − n[j+half]·sin[j]`, `y[j+half] = n[j+half]·cos[j] + n[j]·sin[j]`.
 //! `rope` is `[T, head_dim]`: cosines of the row's angles in the first half, sines in the second (angles in f32 as Hugging Face
 //! computes them; [`crate::model`] makes the table).
 //! Backward: rotate by −angle, then RMSNorm's backward with x as saved.
