@@ -301,9 +301,9 @@ fn targets(object: &Object, field: &str) -> Result<Option<Targets>, Error> {
         Some(Value::Array(names)) => {
             let name = |name: &Value| name.as_str().map(str::to_string);
             let names = names.iter().map(name).collect::<Option<Vec<_>>>();
-            names.map(|names| Some(Targets::Names(names))).ok_or_else(|| {
-                object.wrong(field, "a list with something else", "a string or a list of strings")
-            })
+            names
+                .map(|names| Some(Targets::Names(names)))
+                .ok_or_else(|| object.wrong(field, "a list with something else", "a string or a list of strings"))
         }
         Some(found) => Err(object.wrong(field, found, "a string or a list of strings")),
     }

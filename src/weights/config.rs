@@ -99,7 +99,7 @@ pub struct ModelConfig {
 }
 
 /// Layers that a configuration may have: far beyond any model, and small enough to allocate for.
-const MOST_LAYERS: usize = 4096;
+pub(super) const MOST_LAYERS: usize = 4096;
 
 impl TextConfig {
     /// `[outputs, inputs]` of a linear layer that LoRA can adapt.
@@ -349,7 +349,7 @@ fn vision_config(object: &Object) -> Result<VisionConfig, Error> {
     if config.num_hidden_layers > MOST_LAYERS {
         return Err(object.wrong("num_hidden_layers", config.num_hidden_layers, &format!("at most {MOST_LAYERS}")));
     }
-    if config.hidden_size % config.num_attention_heads != 0 {
+    if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
         let expected = format!("a divisor of hidden_size {}", config.hidden_size);
         return Err(object.wrong("num_attention_heads", config.num_attention_heads, &expected));
     }
@@ -360,7 +360,7 @@ fn vision_config(object: &Object) -> Result<VisionConfig, Error> {
 fn check_pooling(outer: &Object, vision: &VisionConfig, image_tokens: usize) -> Result<(), Error> {
     let side = vision.image_size / vision.patch_size;
     let tokens_side = image_tokens.isqrt();
-    if side == 0 || tokens_side * tokens_side != image_tokens || side % tokens_side != 0 {
+    if side == 0 || tokens_side * tokens_side != image_tokens || !side.is_multiple_of(tokens_side) {
         let expected = format!("the square of a divisor of {side}, the patches along one side of the image");
         return Err(outer.wrong("mm_tokens_per_image", image_tokens, &expected));
     }
@@ -375,7 +375,9 @@ fn token_ids(object: &Object, field: &str) -> Result<Option<Vec<u32>>, Error> {
     };
     match object.get(field) {
         None => Ok(None),
-        Some(serde_json::Value::Array(ids)) if !ids.is_empty() => ids.iter().map(id).collect::<Result<_, _>>().map(Some),
+        Some(serde_json::Value::Array(ids)) if !ids.is_empty() => {
+            ids.iter().map(id).collect::<Result<_, _>>().map(Some)
+        }
         Some(value) => Ok(Some(vec![id(value)?])),
     }
 }

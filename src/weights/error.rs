@@ -129,7 +129,9 @@ pub enum Error {
         end: u64,
     },
     /// Bytes between two tensors that belong to none.
-    #[error("{file}: there is a hole before tensor `{tensor}`: it begins at {found}, the one before ends at {expected}")]
+    #[error(
+        "{file}: there is a hole before tensor `{tensor}`: it begins at {found}, the one before ends at {expected}"
+    )]
     Hole {
         /// The file.
         file: String,
@@ -141,7 +143,9 @@ pub enum Error {
         found: u64,
     },
     /// Two tensors that share bytes.
-    #[error("{file}: tensor `{tensor}` overlaps the one before: it begins at {found}, the one before ends at {expected}")]
+    #[error(
+        "{file}: tensor `{tensor}` overlaps the one before: it begins at {found}, the one before ends at {expected}"
+    )]
     Overlap {
         /// The file.
         file: String,

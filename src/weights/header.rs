@@ -5,7 +5,9 @@
 //! twice, and every size is computed without wrapping.
 
 use super::{Dtype, Error};
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{
+    Deserialize as _, DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor, value::MapAccessDeserializer,
+};
 use std::{cell::RefCell, collections::BTreeMap, fmt};
 
 /// Longest header that the format allows, in bytes.
@@ -100,12 +102,7 @@ pub(super) fn parse(file: &str, header: &[u8], file_length: u64) -> Result<Heade
         let shape = entry.shape.iter().map(|&extent| usize::try_from(extent)).collect::<Result<Vec<_>, _>>();
         let start = data_start.checked_add(begin).and_then(|start| usize::try_from(start).ok());
         let (Ok(shape), Some(start), Ok(length)) = (shape, start, usize::try_from(length)) else {
-            return Err(Error::SizeOverflow {
-                file: file.into(),
-                tensor,
-                shape: entry.shape,
-                dtype: entry.dtype,
-            });
+            return Err(Error::SizeOverflow { file: file.into(), tensor, shape: entry.shape, dtype: entry.dtype });
         };
         entries.insert(tensor, Entry { dtype: entry.dtype, shape, start, length });
     }
@@ -119,7 +116,8 @@ fn entry_length(file: &str, tensor: &str, entry: &RawEntry) -> Result<u64, Error
         return Err(Error::UnknownDtype { file: file.into(), tensor: tensor.into(), found: entry.dtype.clone() });
     };
     // The product over the non-zero extents must fit too: readers multiply in any order.
-    let product = entry.shape.iter().filter(|&&extent| extent != 0).try_fold(bits, |size, &extent| size.checked_mul(extent));
+    let product =
+        entry.shape.iter().filter(|&&extent| extent != 0).try_fold(bits, |size, &extent| size.checked_mul(extent));
     let size = match product {
         Some(_) if entry.shape.contains(&0) => Some(0),
         Some(size) if size % 8 == 0 => Some(size / 8),
@@ -226,10 +224,30 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
             if key == "__metadata__" {
                 header.metadata = map.next_value_seed(UniqueStrings(&self.0.repeated))?;
             } else {
-                header.entries.push((key, map.next_value()?));
+                header.entries.push((key, map.next_value_seed(EntrySeed)?));
             }
         }
         Ok(header)
+    }
+}
+
+/// An entry must be an object: a derived reader alone would also take its fields as a list.
+struct EntrySeed;
+
+impl<'de> DeserializeSeed<'de> for EntrySeed {
+    type Value = RawEntry;
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<RawEntry, D::Error> {
+        reader.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for EntrySeed {
+    type Value = RawEntry;
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("an object of dtype, shape and data_offsets")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawEntry, A::Error> {
+        RawEntry::deserialize(MapAccessDeserializer::new(map))
     }
 }
 

@@ -71,12 +71,11 @@ pub fn write_safetensors_streamed<E: From<Error>>(
     })
 }
 
-/// The padded header, and the tensors in the order of the file with their lengths.
-fn layout(
-    path: &Path,
-    specs: &[TensorSpec],
-    metadata: &[(&str, &str)],
-) -> Result<(Vec<u8>, Vec<(usize, usize)>), Error> {
+/// The padded header, and index and length in bytes of each tensor in the order of the file.
+type Layout = (Vec<u8>, Vec<(usize, usize)>);
+
+/// Lays the file out.
+fn layout(path: &Path, specs: &[TensorSpec], metadata: &[(&str, &str)]) -> Result<Layout, Error> {
     let unwritable = |reason: String| Error::Unwritable { file: path.display().to_string(), reason };
     let width = |spec: &TensorSpec| Dtype::ALL.iter().position(|&dtype| dtype == spec.dtype);
     let mut order: Vec<usize> = (0..specs.len()).collect();
