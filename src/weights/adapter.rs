@@ -5,7 +5,9 @@
 //! written back as it was. Whether an adapter fits a model is checked by whoever has both.
 
 use super::{
-    AdapterConfig, Dtype, Error, Naming, SafetensorsFile, Targets, TensorSpec, TensorView, atomic, json,
+    AdapterConfig, Dtype, Error, Naming, SafetensorsFile, Targets, TensorSpec, TensorView, atomic,
+    config::MOST_LAYERS,
+    json,
     names::{PEFT_PREFIX, canonical},
     safetensors_write::write_safetensors_streamed,
 };
@@ -111,9 +113,6 @@ pub struct AdapterFile {
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
-
-/// Layer numbers in names; beyond any model.
-const MOST_LAYERS: usize = 4096;
 
 impl AdapterFile {
     /// Reads an adapter folder; F32, BF16 and F16 are widened to f32.

@@ -134,3 +134,7 @@ impl SafetensorsFile {
         Err(Error::Changed { file: self.path.display().to_string(), expected, found })
     }
 }
+
+#[cfg(test)]
+#[path = "header_tests.rs"]
+mod tests;
