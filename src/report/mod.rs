@@ -1,6 +1,8 @@
 //! The one table printer: aligned plain text for terminals, Markdown for documents, JSON records for programs. A verb
 //! states columns and cells once and prints whichever was asked for.
 
+#![forbid(unsafe_code)]
+
 use serde_json::{Map, Value};
 
 /// One cell. Numbers keep their value, so that JSON gives what the text rounds.
