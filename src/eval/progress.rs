@@ -23,9 +23,9 @@ impl ProgressBar {
 
     /// Shows the counts so far. The first call sets where the rate of progress is measured from.
     pub fn show(&self, counts: &AnswerCounts) {
-        let questions = counts.questions.max(1) as f64;
-        let (flips, right) = (counts.flipped_questions as f64 / questions, counts.right_originals as f64 / questions);
-        self.bar.set_message(format!("flips {:.1}% accuracy {:.1}%", 100.0 * flips, 100.0 * right));
+        let percent = |part: u64| 100.0 * part as f64 / counts.questions.max(1) as f64;
+        let (flips, right) = (percent(counts.flipped_questions), percent(counts.right_originals));
+        self.bar.set_message(format!("flips {flips:.1}% accuracy {right:.1}%"));
         let first = self.bar.position() == 0;
         self.bar.set_position(counts.questions);
         if first {

@@ -45,6 +45,9 @@ pub(super) fn write(folder: &Path, evaluation: &Evaluation, header: &Header, con
         "data_hash": header.data,
         "template_hash": header.template,
         "precision": header.precision,
+        "embed_scale": header.embed_scale,
+        "share_prefix": header.share_prefix,
+        "answer_ids": { "yes": header.yes, "no": header.no },
         "unit": header.unit,
         "environment": environment(),
     });
