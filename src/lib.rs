@@ -11,6 +11,7 @@ pub mod batch;
 pub mod cli;
 pub mod cpu;
 pub mod data;
+pub mod digest;
 pub mod error;
 pub mod eval;
 pub mod machine;

@@ -1,8 +1,7 @@
 //! What the user sees while an evaluation runs: one bar on stderr, hidden when stderr is no terminal.
 
+use crate::report::progress_bar;
 use crate::train::AnswerCounts;
-use indicatif::{ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
 
 /// A bar with questions done, flip rate, accuracy and time left.
 pub struct ProgressBar {
@@ -12,13 +11,7 @@ pub struct ProgressBar {
 impl ProgressBar {
     /// A bar for `questions` questions.
     pub fn new(questions: usize) -> Self {
-        let target =
-            if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = indicatif::ProgressBar::with_draw_target(Some(questions as u64), target);
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} left {eta}") {
-            bar.set_style(style);
-        }
-        Self { bar }
+        Self { bar: progress_bar(questions as u64, "{bar:30} {pos}/{len} {msg} left {eta}") }
     }
 
     /// Shows the counts so far. The first call sets where the rate of progress is measured from.

@@ -19,12 +19,10 @@ pub(super) const SAMPLES: &str = "samples.jsonl";
 
 /// The machine: operating system, architecture, processor and logical cores.
 pub fn environment() -> Value {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
     json!({
         "os": std::env::consts::OS,
         "arch": std::env::consts::ARCH,
-        "cpu": cpu,
+        "cpu": crate::machine::cpu_name(),
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
     })
 }

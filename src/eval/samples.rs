@@ -3,8 +3,8 @@
 //! is refused and stays as it is.
 
 use super::Error;
+use crate::digest::sha256;
 use crate::error::Result;
-use crate::train::durable::sha256;
 use crate::train::{EngineGroup, says_yes};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};

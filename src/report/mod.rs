@@ -1,5 +1,9 @@
-//! The one table printer: aligned plain text for terminals, Markdown for documents, JSON records for programs. A verb
+//! What the user sees: the progress bar, and the one table printer: aligned plain text for terminals, Markdown for documents, JSON records for programs. A verb
 //! states columns and cells once and prints whichever was asked for.
+
+mod progress;
+
+pub use progress::progress_bar;
 
 use serde_json::{Map, Value};
 
