@@ -1,6 +1,8 @@
 //! SHA-256 in hexadecimal: how files, prompts and models are identified in what the program writes. Relies on no other
 //! module, so that every one can use it.
 
+#![forbid(unsafe_code)]
+
 use sha2::Digest;
 pub use sha2::Sha256;
 

@@ -1,5 +1,7 @@
 //! What computes: CPU, memory and instruction sets, for `doctor`, run logs and result files.
 
+#![forbid(unsafe_code)]
+
 use crate::cpu::Isa;
 use serde::Serialize;
 use std::fs;

@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use support::{Golden, LOGITS, OnEach, engine_groups, on_each_device};
 use unflip::model::{
@@ -261,6 +262,9 @@ fn a_sharded_model_stays_sharded_and_keeps_its_other_files() {
     merge(&sharded, &adapter, &out, |done, total| seen.push((done, total))).expect("merges");
     let count = golden.checkpoint.names().count();
     assert_eq!(seen, (1..=count).map(|done| (done, count)).collect::<Vec<_>>());
+
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(&out), mode(sharded.dir()), "as any other new folder");
 
     // Opening checks the index against the shards.
     let merged = Checkpoint::open(&out).expect("the merged model opens");

@@ -133,7 +133,8 @@ fn resumed_run_equals_uninterrupted_run() {
     let lines = expected["metrics.jsonl"].iter().filter(|&&byte| byte == b'\n').count();
     assert_eq!(lines, 9 + 3, "9 steps, validations after 4, 8 and 9");
 
-    for stop in 1..9 {
+    // Inside an epoch, at its end, at a checkpoint, behind one.
+    for stop in [1, 3, 4, 8] {
         let path = folder.path().join(format!("stopped-{stop}"));
         let stopped = run(&golden, device(stop), &settings, &path, Some(stop));
         assert_eq!((stopped.steps, stopped.checkpoint.step), (stop, stop));

@@ -2,6 +2,8 @@
 //!
 //! Data goes to stdout, everything else to stderr. Exit code 0: done, 1: failed, 2: wrong usage.
 
+#![forbid(unsafe_code)]
+
 mod ask;
 mod compare;
 mod data;

@@ -1,5 +1,7 @@
 //! Prompt groups: a question, its paraphrases and its answer, from JSONL as text or from groups.json as token ids.
 
+#![forbid(unsafe_code)]
+
 mod error;
 mod groups;
 mod prompts;

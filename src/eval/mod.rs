@@ -4,6 +4,8 @@
 //! Everything is counted on margins: the answer is yes iff m > 0, a paraphrase flips if its answer differs from the
 //! original's. Intervals and tests draw whole clusters (a patient, image or report), because its questions share it.
 
+#![forbid(unsafe_code)]
+
 mod compare;
 mod error;
 mod evaluate;

@@ -3,6 +3,8 @@
 //! Margin m = z_yes − z_no, p = σ(m). Every loss is a mean over the pairs or the phrasings of one group; the mean over groups is the
 //! trainer's. The mean over no pairs is 0: a group of one phrasing has a loss only under `ce-binary`, `ce-full` and their kind.
 
+#![forbid(unsafe_code)]
+
 mod error;
 mod pool;
 mod terms;

@@ -2,6 +2,8 @@
 //! engine. Everything that decides a result is a function of the settings and the step, so that a run killed at any
 //! instant and resumed equals one that was never killed, bit for bit.
 
+#![forbid(unsafe_code)]
+
 mod answers;
 mod checkpoint;
 mod config;

@@ -113,8 +113,9 @@ impl Checkpoint {
         self.weight_dtype
     }
 
-    /// SHA-256 (hex) over `config.json` and each weight file's name, header, size and time of change. Reads no data:
-    /// equal fingerprints mean an unchanged folder, different ones may still hold the same weights.
+    /// SHA-256 (hex) over `config.json` and each weight file's name, header, size and 64 blocks of its data spread evenly. It reads
+    /// little, does not depend on paths or times (a copy on another machine has the same), and tells models apart that were
+    /// trained or merged apart; a change that avoids every block is seen by [`Checkpoint::sha256_files`] alone.
     pub fn fingerprint(&self) -> Result<String, Error> {
         let mut hash = Sha256::new();
         let mut add = |bytes: &[u8]| {
@@ -124,13 +125,12 @@ impl Checkpoint {
         add(json::read(&self.dir.join("config.json"))?.as_bytes());
         for file in &self.files {
             let status = file.status()?;
-            let changed = status.modified().map_err(|source| Error::io("examine", file.path(), source))?;
-            // A time before 1970 is as good a mark as any: the distance is hashed.
-            let age = changed.duration_since(std::time::UNIX_EPOCH).unwrap_or_else(|before| before.duration());
             add(file_name(file).as_bytes());
             add(file.header_bytes());
             add(&status.len().to_le_bytes());
-            add(&age.as_nanos().to_le_bytes());
+            for block in file.samples() {
+                add(block);
+            }
         }
         Ok(hex(hash))
     }
