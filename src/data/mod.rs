@@ -12,10 +12,3 @@ pub use error::{Error, Problem};
 pub use groups::{Answer, GroupFile, Meta, Paraphrase, PromptGroup, ReadOptions, read_groups};
 pub use token_group::TokenGroup;
 pub use trace_input::{TraceGroup, TraceInput};
-
-use sha2::{Digest, Sha256};
-
-/// SHA-256 of bytes in hexadecimal.
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}

