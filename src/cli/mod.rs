@@ -56,6 +56,7 @@ pub fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("UNFLIP_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
         )
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         .without_time()
         .init();
