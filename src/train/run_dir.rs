@@ -120,6 +120,8 @@ impl RunDir {
         let stored = Settings::parse(&text, &place)?;
         let show = |value: &str| match value {
             "" => "unset".to_owned(),
+            // The beginning of a hash tells it from another.
+            value if value.len() == 64 => format!("`{}`", value.get(..12).unwrap_or(value)),
             value => format!("`{value}`"),
         };
         let changed = |key: &str, stored: String, given: String| Error::Changed {
