@@ -5,7 +5,6 @@ use crate::ops::Device;
 use crate::train::ModelSettings;
 use crate::weights::{AdapterFile, Checkpoint, resolve_model};
 use clap::{Args, ValueEnum};
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// How √hidden is rounded.
@@ -90,12 +89,7 @@ impl ModelArgs {
 /// # Errors
 /// Files that cannot be read.
 pub fn adapter_identity(folder: &Path) -> crate::Result<String> {
-    let mut hash = Sha256::new();
-    for name in ["adapter_config.json", "adapter_model.safetensors"] {
-        let path = folder.join(name);
-        hash.update(std::fs::read(&path).map_err(|error| crate::Error::io("read", &path, error))?);
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(AdapterFile::fingerprint(folder)?)
 }
 
 /// Refuses an image given as `what` with the reason: a text-only model, or a vision tower that this version does not run.
