@@ -35,7 +35,7 @@ pub struct Ask {
     /// Image of the question (vision-language models)
     #[arg(long, value_name = "FILE")]
     image: Option<String>,
-    /// Pattern of the user's turn (default: the paper's)
+    /// Pattern of the user's turn (default: the one that the adapter was trained with, else the paper's)
     #[arg(long, value_name = "PATTERN")]
     template: Option<String>,
     /// Print JSON
@@ -65,7 +65,8 @@ impl Ask {
         if let Some(image) = &self.image {
             super::model::refuse_image(&format!("--image {image}"), &checkpoint)?;
         }
-        let prompting = Prompting::open(&checkpoint, self.template.as_deref())?;
+        let template = super::data::template(self.template.as_deref(), self.model.adapter.as_deref())?;
+        let prompting = Prompting::open(&checkpoint, template)?;
         let tokens = group.tokenize(&prompting.tokenizer, &prompting.template, None)?;
         let (yes, no) = (prompting.answers.yes, prompting.answers.no);
         let group = EngineGroup { id: group.id, tokens, yes, no, answer_yes: true };

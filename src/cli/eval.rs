@@ -42,7 +42,7 @@ pub struct Eval {
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// Pattern of the user's turn (default: the paper's)
+    /// Pattern of the user's turn (default: the one that the adapter was trained with, else the paper's)
     #[arg(long, value_name = "PATTERN")]
     template: Option<String>,
     /// Run every phrasing by itself instead of sharing the group's prefix
@@ -62,12 +62,13 @@ impl Eval {
     /// Anything wrong with model, adapter, data or the output folder.
     pub fn run(self) -> crate::Result<()> {
         let (checkpoint, adapter) = self.model.open()?;
-        let prompting = Prompting::open(&checkpoint, self.template.as_deref())?;
+        let template = super::data::template(self.template.as_deref(), self.model.adapter.as_deref())?;
+        let prompting = Prompting::open(&checkpoint, template)?;
         let options = ReadOptions { allow_no_paraphrases: self.allow_no_paraphrases };
         let (file, questions) = prompting.read(&self.data, self.limit, options)?;
         let header = Header {
             model: checkpoint.fingerprint()?,
-            adapter: self.model.adapter.as_deref().map(super::model::adapter_identity).transpose()?,
+            adapter: self.model.adapter.as_deref().map(AdapterFile::fingerprint).transpose()?,
             data: file.sha256,
             template: prompting.template.hash(),
             precision: self.device.precision_name().into(),

@@ -11,6 +11,7 @@ use super::{
     names::{PEFT_PREFIX, canonical},
     safetensors_write::write_safetensors_streamed,
 };
+use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
     io::Write as _,
@@ -167,6 +168,19 @@ impl AdapterFile {
             return Err(Error::EmptyAdapter { file: name });
         }
         Ok(Self { config, tensors })
+    }
+
+    /// SHA-256 (hex) of the folder's two files: equal for copies.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for files that cannot be read.
+    pub fn fingerprint(dir: &Path) -> Result<String, Error> {
+        let mut hash = Sha256::new();
+        for name in [CONFIG, WEIGHTS] {
+            let path = dir.join(name);
+            hash.update(std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?);
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// Writes the folder as PEFT reads it, in F32 and under the names in `tensors`; the same adapter gives the same
