@@ -133,7 +133,7 @@ pub fn engine_groups(golden: &Golden, count: usize) -> Vec<EngineGroup> {
             tokens: TokenGroup { prefix, suffixes },
             yes: base.yes,
             no: base.no,
-            answer_yes: index % 2 == 0,
+            answer_yes: index.is_multiple_of(2),
         }
     };
     (0..count).map(group).collect()
