@@ -2,8 +2,8 @@
 //! clinical question is reworded.
 //!
 //! Data goes one way through the modules; a module uses only what stands above it in this list:
-//! [`digest`] (SHA-256 names), [`error`] (what every module's errors sum up to), [`weights`] (memory-mapped checkpoints and adapters), [`text`]
-//! (tokenizer, chat template, answer ids), [`data`] (prompt groups), [`batch`] (the token tree), [`objective`] (losses),
+//! [`digest`] (SHA-256 names), [`error`] (what every module's errors sum up to), [`weights`] (memory-mapped checkpoints
+//! and adapters), [`text`] (tokenizer, chat template, answer ids), [`data`] (prompt groups), [`batch`] (the token tree), [`objective`] (losses),
 //! [`ops`] with [`cpu`] (one layer: contracts and their f64 reference, and what the CPU's side of each operation shares),
 //! [`tape`] (autograd), [`model`] (Gemma 3 written once over [`ops::Device`]), [`machine`] (what computes), [`report`]
 //! (tables), [`train`] (the engine's seam, runs, the loop), [`eval`] (metrics and statistics), [`trace`] (parity output),

@@ -3,7 +3,7 @@
 use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
-use crate::data::{Answer, Meta, Paraphrase, PromptGroup, ReadOptions};
+use crate::data::{Answer, Meta, Paraphrase, Problem, PromptGroup, ReadOptions};
 use crate::ops::TrainDevice;
 use crate::report::{Cell, Table};
 use crate::train::{EngineGroup, MarginEngine, says_yes};
@@ -56,9 +56,15 @@ impl Ask {
             self.context = Some(text.trim_end().to_owned());
         }
         let group = self.group();
-        // The texts are arguments, so a flaw in one is a wrong request.
         group.check(ReadOptions { allow_no_paraphrases: true }).map_err(|problem| crate::Error::Usage {
-            message: format!("the question cannot be asked: {problem}"),
+            // The texts are arguments: the flaw is named by the one it is in.
+            message: match problem {
+                Problem::Empty(key) => {
+                    let what = if key == "question" { "QUESTION" } else { "--paraphrase" };
+                    format!("{what} must be a question, found an empty text")
+                }
+                other => other.to_string(),
+            },
             hint: Some("`unflip ask --help` has an example".into()),
         })?;
         let (checkpoint, adapter) = self.model.open()?;

@@ -430,6 +430,22 @@ mod tests {
     }
 
     #[test]
+    fn a_group_made_by_hand_is_checked_as_a_read_one_is() {
+        let group = one(r#"{"id": "g", "question": "Q?", "paraphrases": ["A?", "B?"], "answer": "yes"}"#).unwrap();
+        let check = |change: fn(&mut PromptGroup)| {
+            let mut changed = group.clone();
+            change(&mut changed);
+            changed.check(ReadOptions::default())
+        };
+        assert_eq!(check(|_| ()), Ok(()));
+        assert_eq!(check(|group| group.question = " \n".into()), Err(Problem::Empty("question".into())));
+        assert_eq!(check(|group| group.paraphrases[1].text.clear()), Err(Problem::Empty("paraphrases[1]".into())));
+        assert_eq!(check(|group| group.paraphrases.clear()), Err(Problem::NoParaphrases));
+        let alone = PromptGroup { paraphrases: Vec::new(), ..group.clone() };
+        assert_eq!(alone.check(ReadOptions { allow_no_paraphrases: true }), Ok(()));
+    }
+
+    #[test]
     fn questions_without_paraphrase_read_where_allowed() {
         let options = ReadOptions { allow_no_paraphrases: true };
         let text = br#"{"id": "a", "question": "Q?", "answer": "No", "is_yesno": true}
