@@ -13,9 +13,8 @@ worst error of each kind.
 
 Needs torch 2.8, transformers 4.57, peft 0.18 and safetensors (tools/peer/requirements.txt), and target/release/unflip. Exit code 1 if
 anything differs by more than: logits, margins and hidden states 2e-5 of the tensor's maximum; losses 1e-5 of the loss; gradients
-5e-5 of the tensor's maximum; 0 between CPU instruction sets and thread counts. A loss that is itself a small difference of logits is
-held to what float32 can give: `floor` in the table is float32 Hugging Face's own error on the same number, and an error above the
-tolerance but within twice that floor is marked `~` and counted.
+5e-5 of the tensor's maximum; 0 between CPU instruction sets and thread counts. The last column is the worst error of float32 Hugging
+Face's gradients on the same case: where that nears the tolerance the case is ill-conditioned, not the engine wrong.
 """
 
 import argparse
@@ -100,8 +99,8 @@ def fixed_cases():
     yield Case("minimal-config", 9, dict(hidden_size=16, intermediate_size=20, num_hidden_layers=6, sliding_window=4), style="minimal",
                modules=["v_proj", "o_proj", "up_proj"], phrasings=(2, 3))
     yield Case("untied-head", 10, dimensions(tie_word_embeddings=False), adapter_dtype=torch.bfloat16)
-    yield Case("eps-and-scalar", 11, dimensions(rms_norm_eps=1e-3, query_pre_attn_scalar=37, hidden_size=33, intermediate_size=1))
-    yield Case("dim2-window1", 12, dimensions(head_dim=2, sliding_window=1, hidden_size=17, num_attention_heads=7, num_key_value_heads=7))
+    yield Case("eps-and-scalar", 11, dimensions(rms_norm_eps=1e-3, query_pre_attn_scalar=37, hidden_size=33, intermediate_size=5))
+    yield Case("head-dim2-window1", 12, dimensions(head_dim=2, sliding_window=1, hidden_size=17, num_attention_heads=7, num_key_value_heads=7))
     yield Case("single-phrasings", 13, dimensions(), phrasings=(1, 1), modules=["gate_proj", "o_proj"], adapter_dtype=torch.float16)
     yield Case("long-prompts-wide-heads", 14, dimensions(head_dim=64, sliding_window=40, num_hidden_layers=6, hidden_size=96,
                intermediate_size=257, vocab_size=1031), long=True, layers=[0, 5], rank=16, alpha=32)
@@ -394,8 +393,12 @@ def losses(case, groups, last):
     return {name: torch.stack(values).mean() for name, values in found.items()}
 
 
-def losses_and_gradients(case, model, groups):
+def losses_and_gradients(case, model, groups, layers=None):
+    """Values by loss, and gradients by loss and stored name; `layers` are the model's if some were taken out: those have none."""
+    inner = text_model(model)
+    present, inner.layers = inner.layers, layers or inner.layers
     parameters = {stored_name(case, n): p for n, p in model.named_parameters() if "lora_" in n}
+    inner.layers = present
     values = losses(case, groups, last_logits(model, groups))
     gradients = {}
     for name, value in values.items():
@@ -414,16 +417,16 @@ class Worst:
     """Worst error of each kind, and what exceeded its tolerance."""
 
     def __init__(self):
-        self.kinds, self.failures, self.excused = {}, [], []
+        self.kinds, self.failures, self.float32 = {}, [], 0.0
 
     def error(self, kind, where, error, tolerance, floor=0.0):
+        if kind == "gradient":
+            self.float32 = max(self.float32, floor)
         if not error <= self.kinds.get(kind, -1.0):
             self.kinds[kind] = error
         if not error <= tolerance:
-            if error <= 2 * floor:
-                self.excused.append(f"{where}: {kind} {error:.2e}, float32 Hugging Face {floor:.2e}")
-            else:
-                self.failures.append(f"{where}: {kind} {error:.2e} > {tolerance:.0e} (float32 Hugging Face {floor:.2e})")
+            note = f" (float32 Hugging Face {floor:.2e})" if floor else ""
+            self.failures.append(f"{where}: {kind} {error:.2e} > {tolerance:.0e}{note}")
 
     def tensor(self, kind, where, name, found, expected, tolerance, floor=0.0):
         if found is None:
@@ -458,11 +461,11 @@ def trace(binary, folder, arguments, adapter=True):
 
 
 def back_ends(isas):
-    """Name, arguments, and whether its bits are those of every other CPU run."""
-    yield "reference", ["--device", "reference"], False
+    """Name, arguments, whether its bits are those of every other CPU run, and whether every loss runs on it."""
+    yield "reference", ["--device", "reference"], False, False
     for isa in isas:
         for threads in ("1", "3"):
-            yield f"{isa}/{threads}", ["--device", "cpu", "--isa", isa, "--threads", threads], True
+            yield f"{isa}/{threads}", ["--device", "cpu", "--isa", isa, "--threads", threads], True, (isa, threads) == (isas[-1], "3")
 
 
 def check_case(case, binary, isas, folder):
@@ -488,11 +491,15 @@ def check_case(case, binary, isas, folder):
         inner.embed_tokens.embed_scale = scale
         all_layers, inner.layers = inner.layers, inner.layers[:depth]
         expected["layers"] = (last_logits(adapted, groups), hidden_states(adapted, groups))
-        inner.layers = all_layers
-    losses32, gradients32 = losses_and_gradients(case, adapted, groups)
+    few32 = losses_and_gradients(case, adapted, groups, all_layers)
+    inner.layers = all_layers
+    all32 = losses_and_gradients(case, adapted, groups)
     wide = add_adapter(case, load(case, config, folder / "model", torch.float32)).double()
     with float64_mode():
-        losses64, gradients64 = losses_and_gradients(case, wide, groups)
+        all64 = losses_and_gradients(case, wide, groups)
+        inner = text_model(wide)
+        all_layers, inner.layers = inner.layers, inner.layers[:depth]
+        few64 = losses_and_gradients(case, wide, groups, all_layers)
 
     def forward(where, found, key, hidden):
         last, states = expected[key]
@@ -514,27 +521,33 @@ def check_case(case, binary, isas, folder):
             names |= set(states)
         return names
 
+    def loss_and_gradients(where, found, loss, single, double):
+        losses32, losses64, gradients32, gradients64 = single[0][loss], double[0][loss], single[1][loss], double[1][loss]
+        floor = abs(losses32 - losses64) / max(abs(losses64), 1e-300)
+        worst.tensor("loss", where, "loss", found.get("loss"), torch.tensor([losses64]), LOSS, floor)
+        for name, gradient in gradients64.items():
+            worst.tensor("gradient", where, name, found.get(name), gradient, GRADIENT, relative(gradients32[name], gradient))
+        return {"loss", *gradients64}
+
     bits = {}
     for sharing in ([], ["--no-sharing"]):
-        for back_end, arguments, cpu in back_ends(isas):
+        for back_end, arguments, cpu, all_losses in back_ends(isas):
             common = [*arguments, *sharing, "--embed-scale", "exact"]
             where = f"{case.name} {back_end}{' unshared' if sharing else ''}"
             runs = {"hidden": trace(binary, folder, [*common, "--hidden"])}
             worst.names(f"{where} hidden", runs["hidden"], forward(where, runs["hidden"], "exact", True))
-            for loss in LOSSES:
+            # Elsewhere one loss on two rows of the head and one on all of them: the others differ in the objective alone.
+            for loss in LOSSES if all_losses or (back_end == "reference" and not sharing) else ("paper", "symkl-full"):
                 pairs = ["--pairs", "all"] if loss != "paper" else []
                 found = runs[loss] = trace(binary, folder, [*common, "--loss", loss, *pairs])
-                names = forward(f"{where} {loss}", found, "exact", False)
-                worst.names(f"{where} {loss}", found, names | {"loss"} | set(gradients64[loss]))
-                floor = abs(losses32[loss] - losses64[loss]) / max(abs(losses64[loss]), 1e-300)
-                worst.tensor("loss", f"{where} {loss}", "loss", found.get("loss"), torch.tensor([losses64[loss]]), LOSS, floor)
-                for name, gradient in gradients64[loss].items():
-                    worst.tensor("gradient", f"{where} {loss}", name, found.get(name), gradient, GRADIENT,
-                                 relative(gradients32[loss][name], gradient))
-            for key, arguments_of in (("auto", ["--embed-scale", "auto"]), ("bf16", ["--embed-scale", "bf16"]),
-                                      ("layers", ["--embed-scale", "exact", "--layers", str(depth), "--hidden"])):
-                runs[key] = trace(binary, folder, [*arguments, *sharing, *arguments_of])
-                forward(f"{where} {key}", runs[key], key, key == "layers")
+                names = forward(f"{where} {loss}", found, "exact", False) | loss_and_gradients(f"{where} {loss}", found, loss, all32, all64)
+                worst.names(f"{where} {loss}", found, names)
+            for scale in ("auto", "bf16"):
+                runs[scale] = trace(binary, folder, [*arguments, *sharing, "--embed-scale", scale])
+                forward(f"{where} {scale}", runs[scale], scale, False)
+            found = runs["layers"] = trace(binary, folder, [*common, "--layers", depth, "--hidden", "--loss", "ce-full"])
+            at = f"{where} layers"
+            worst.names(at, found, forward(at, found, "layers", True) | loss_and_gradients(at, found, "ce-full", few32, few64))
             runs["base"] = trace(binary, folder, common, adapter=False)
             forward(f"{where} base", runs["base"], "base", False)
             if not cpu:
@@ -544,7 +557,7 @@ def check_case(case, binary, isas, folder):
                 same = set(first) == set(found) and all(torch.equal(first[n].view(torch.int32), found[n].view(torch.int32)) for n in found)
                 worst.error("bits", f"{where} {kind}", 0.0 if same else 1.0, 0.0)
             # The shortcuts of a run without hidden states change no bit.
-            for name, value in runs["ce-full"].items():
+            for name, value in runs["paper"].items():
                 if name in runs["hidden"]:
                     same = torch.equal(value.view(torch.int32), runs["hidden"][name].view(torch.int32))
                     worst.error("bits", f"{where} {name} with and without --hidden", 0.0 if same else 1.0, 0.0)
@@ -572,9 +585,9 @@ def main():
     cases = [c for c in fixed_cases() if any(part in c.name for part in args.only.split(","))] + [random_case(seed) for seed in seeds]
 
     print(f"on {', '.join(isas)} and reference; tolerances: logits, margin, hidden {LOGITS}, loss {LOSS}, gradient {GRADIENT}\n")
-    rows = ["| case | " + " | ".join(KINDS) + " | |", "|---|" + "---|" * len(KINDS) + "---|"]
+    rows = ["| case | " + " | ".join(KINDS) + " | | gradient of Hugging Face |", "|---|" + "---|" * len(KINDS) + "---|---|"]
     print("\n".join(rows))
-    bad, excused, total = [], [], {}
+    bad, total, float32 = [], {}, 0.0
     for case in cases:
         with tempfile.TemporaryDirectory() as temporary:
             folder = args.keep / case.name.replace("/", "-") if args.keep else pathlib.Path(temporary)
@@ -586,18 +599,17 @@ def main():
                 worst.failures.append(f"{case.name}: {error}")
         for kind, error in worst.kinds.items():
             total[kind] = max(total.get(kind, 0.0), error)
-        mark = "FAIL" if worst.failures else "~" if worst.excused else "ok"
+        float32 = max(float32, worst.float32)
+        mark = "FAIL" if worst.failures else "ok"
         cells = [("same" if worst.kinds[k] == 0 else "differ") if k == "bits" and k in worst.kinds else f"{worst.kinds.get(k, math.nan):.1e}"
                  for k in KINDS]
-        rows.append(f"| {case.name} | " + " | ".join(cells) + f" | {mark} |")
+        rows.append(f"| {case.name} | " + " | ".join(cells) + f" | {mark} | {worst.float32:.1e} |")
         print(rows[-1], flush=True)
         bad += worst.failures
-        excused += worst.excused
-    rows.append("| **worst** | " + " | ".join(f"{total.get(k, math.nan):.1e}" for k in KINDS[:-1]) + f" | {'same' if not total.get('bits') else 'differ'} | {len(bad)} |")
+    rows.append("| **worst** | " + " | ".join(f"{total.get(k, math.nan):.1e}" for k in KINDS[:-1]) + f" | {'same' if not total.get('bits') else 'differ'} | {len(bad)} | {float32:.1e} |")
     print(rows[-1])
-    for title, lines in (("above tolerance, within twice float32 Hugging Face's own error", excused), ("MISMATCHES", bad)):
-        if lines:
-            print(f"\n{len(lines)} {title}:", *lines[:40], sep="\n  ")
+    if bad:
+        print(f"\n{len(bad)} MISMATCHES:", *bad[:40], sep="\n  ")
     if args.output:
         args.output.write_text("\n".join(rows) + "\n")
     sys.exit(1 if bad else 0)
