@@ -137,7 +137,8 @@ fn main() {
     };
     let rows = option(&arguments, "--rows").unwrap_or(420);
     let passes = option(&arguments, "--passes").unwrap_or(5_usize).max(1);
-    let pool = threads::pool(threads::thread_count(option(&arguments, "--threads"))).expect("threads start");
+    let count = threads::thread_count(option(&arguments, "--threads")).expect("a number of threads");
+    let pool = threads::pool(count).expect("threads start");
     let one = threads::pool(1).expect("a thread starts");
 
     let mut products: Vec<Product> = PROJECTIONS

@@ -92,6 +92,7 @@ impl Error {
                 train::Error::UnknownKey { .. }
                     | train::Error::Setting { .. }
                     | train::Error::Conflict { .. }
+                    | train::Error::Objective(_)
                     | train::Error::Config { .. }
             ),
             _ => false,

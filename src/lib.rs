@@ -2,15 +2,18 @@
 //! clinical question is reworded.
 //!
 //! Data goes one way through the modules; a module uses only what stands above it in this list:
-//! [`weights`] (memory-mapped checkpoints and adapters), [`text`] (tokenizer, chat template, answer ids), [`data`]
-//! (prompt groups), [`batch`] (the token tree), [`cpu`] (dispatch, packing, micro-kernels), [`ops`] (one folder per
-//! fused operation), [`tape`] (autograd), [`model`] (Gemma 3 written once over [`ops::Device`]), [`objective`] (losses),
-//! [`train`], [`eval`], [`cli`]. `docs/architecture.md` has the picture.
+//! [`digest`] (SHA-256 names), [`error`] (what every module's errors sum up to), [`weights`] (memory-mapped checkpoints
+//! and adapters), [`text`] (tokenizer, chat template, answer ids), [`data`] (prompt groups), [`batch`] (the token tree), [`objective`] (losses),
+//! [`ops`] with [`cpu`] (one layer: contracts and their f64 reference, and what the CPU's side of each operation shares),
+//! [`tape`] (autograd), [`model`] (Gemma 3 written once over [`ops::Device`]), [`machine`] (what computes), [`report`]
+//! (tables), [`train`] (the engine's seam, runs, the loop), [`eval`] (metrics and statistics), [`trace`] (parity output),
+//! [`cli`]. `docs/architecture.md` has the picture.
 
 pub mod batch;
 pub mod cli;
 pub mod cpu;
 pub mod data;
+pub mod digest;
 pub mod error;
 pub mod eval;
 pub mod machine;

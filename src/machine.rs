@@ -1,5 +1,7 @@
 //! What computes: CPU, memory and instruction sets, for `doctor`, run logs and result files.
 
+#![forbid(unsafe_code)]
+
 use crate::cpu::Isa;
 use serde::Serialize;
 use std::fs;
@@ -51,7 +53,8 @@ impl Machine {
     }
 }
 
-fn cpu_name() -> Option<String> {
+/// CPU name as the system states it.
+pub fn cpu_name() -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())

@@ -4,6 +4,8 @@
 //! an operation none of whose outputs needs one is computed and not recorded, so nothing below the lowest leaf is kept.
 //! [`Tape::release`] frees a value as soon as no recorded node will read it in the backward pass.
 
+#![forbid(unsafe_code)]
+
 use crate::batch::AttentionPlan;
 use crate::ops::answer_head::HeadColumns;
 use crate::ops::attention::{AttentionOutput, AttentionShape};

@@ -5,6 +5,8 @@
 //! groups) and the gradient of every adapter tensor under its name in adapter_model.safetensors; with hidden states
 //! `group{i}.phrasing{k}.hidden.{embed,layer_NN,final_norm}` `[tokens, hidden]`.
 
+#![forbid(unsafe_code)]
+
 use crate::batch::{GroupName, PackedBatch};
 use crate::data::{TraceGroup, TraceInput};
 use crate::model::{Engine, Entry, ForwardRequest, OutputRows, Site, SiteKind, SitePlan, Target};
@@ -13,14 +15,6 @@ use crate::ops::{Device, TrainDevice};
 use crate::tape::Columns;
 use crate::train::GradientTree;
 use crate::weights::AdapterFile;
-
-/// What to compute.
-pub struct TraceOptions {
-    /// Loss whose adapter gradients are wanted.
-    pub objective: Option<Objective>,
-    /// Whether to write hidden states.
-    pub hidden: bool,
-}
 
 /// A tensor to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,20 +27,20 @@ pub struct TraceTensor {
     pub values: Vec<f32>,
 }
 
-/// Logits, margins and hidden states of every group.
+/// Logits, margins and, if `hidden`, hidden states of every group.
 ///
 /// # Errors
 /// Token ids that the model does not have, or prompts that do not fit it.
 pub fn trace_forward<D: Device>(
     engine: &Engine<D>,
     input: &TraceInput,
-    options: &TraceOptions,
+    hidden: bool,
 ) -> crate::Result<Vec<TraceTensor>> {
     let mut out = Vec::new();
     for (index, group) in input.groups.iter().enumerate() {
         check(engine, index, group)?;
         let batch = engine.pack(std::slice::from_ref(&group.tokens), 0)?;
-        let logits = if options.hidden {
+        let logits = if hidden {
             hidden_states(engine, &batch, index, &mut out)?
         } else {
             engine.answer_logits(&batch, &Columns::Full)?

@@ -171,7 +171,7 @@ fn trace_writes_what_was_asked_for() {
     place.unflip(&format!("{trace} loss.safetensors --loss combined --pairs all")).ok();
     place.unflip(&format!("{trace} hidden.safetensors --hidden --layers 3")).ok();
     let names = |file: &str| {
-        let file = unflip::weights::SafetensorsFile::open(&place.path(file)).expect("a safetensors file");
+        let file = unflip::weights::SafetensorsFile::open(place.path(file)).expect("a safetensors file");
         file.names().map(str::to_owned).collect::<Vec<_>>()
     };
     let loss = names("loss.safetensors");

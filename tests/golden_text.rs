@@ -10,7 +10,7 @@ use unflip::model::{Engine, Target};
 use unflip::objective::{Objective, Pairs};
 use unflip::ops::TrainDevice;
 use unflip::ops::adamw::AdamWStep;
-use unflip::trace::{TraceOptions, TraceTensor, trace_forward, trace_loss};
+use unflip::trace::{TraceTensor, trace_forward, trace_loss};
 
 const LOSSES: [(&str, &str, Pairs); 7] = [
     ("L_margin", "margin", Pairs::All),
@@ -24,10 +24,6 @@ const LOSSES: [(&str, &str, Pairs); 7] = [
 
 fn find<'a>(tensors: &'a [TraceTensor], name: &str) -> &'a [f32] {
     &tensors.iter().find(|tensor| tensor.name == name).unwrap_or_else(|| panic!("no tensor {name}")).values
-}
-
-fn options(hidden: bool) -> TraceOptions {
-    TraceOptions { objective: None, hidden }
 }
 
 #[test]
@@ -44,7 +40,7 @@ fn hidden_states_and_logits_equal_hugging_face() {
                 let input = TraceInput { lambda: None, groups: vec![group] };
                 let expected = |what: &str| forward.tensor(&format!("{sequence}.{what}")).unwrap().to_f32();
                 for hidden in [true, false] {
-                    let tensors = trace_forward(&engine, &input, &options(hidden)).unwrap();
+                    let tensors = trace_forward(&engine, &input, hidden).unwrap();
                     let logits = expected("logits");
                     let last = &logits[logits.len() - vocabulary..];
                     assert_close(
@@ -83,7 +79,7 @@ fn group_logits_margins_and_gradients_equal_hugging_face() {
                 let label = adapter.unwrap_or("base");
                 for share in [true, false] {
                     engine.share_prefix = share;
-                    let tensors = trace_forward(&engine, &input, &options(false)).unwrap();
+                    let tensors = trace_forward(&engine, &input, false).unwrap();
                     for group in 0..input.groups.len() {
                         for what in ["last_logits", "margin"] {
                             let Ok(expected) = logits.tensor(&format!("{label}.group{group}.{what}")) else {
@@ -230,7 +226,7 @@ fn every_instruction_set_and_thread_count_gives_the_same_bits() {
     for isa in isas() {
         for threads in [1, 2, 3, 7] {
             let engine = golden.engine(Cpu::new(isa, Some(threads)).unwrap(), Some(&file));
-            let mut tensors = trace_forward(&engine, &input, &options(true)).unwrap();
+            let mut tensors = trace_forward(&engine, &input, true).unwrap();
             tensors.extend(trace_loss(&engine, &file, &input, &objective).unwrap());
             let bits: Bits = tensors
                 .into_iter()

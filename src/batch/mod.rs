@@ -8,6 +8,8 @@
 //! A row sees keys of its own prefix and its own suffix, nothing else; per layer kind that is two key intervals
 //! ([`KeySpans`]) with window and image blocks folded in, so no kernel needs a mask matrix. The mask is that of transformers 4.57.
 
+#![forbid(unsafe_code)]
+
 mod error;
 mod pack;
 mod plan;

@@ -1,7 +1,6 @@
 //! Packing groups into trees: ids, positions, dropout keys and visible keys of every row.
 
 use super::{Error, GroupName, KeySpans, PackedBatch, Phrasing, TokenGroup, Tree};
-use crate::weights::ModelConfig;
 use std::ops::Range;
 
 /// Id of the image soft token in every Gemma 3 tokenizer; text-only models have no embedding for it.
@@ -22,20 +21,6 @@ pub struct PackOptions {
     pub share: bool,
     /// Ordinal, within the optimiser step, of the first group.
     pub first_ordinal: u32,
-}
-
-impl PackOptions {
-    /// Shared packing for a model, the first group being the step's first.
-    pub fn for_model(config: &ModelConfig) -> Self {
-        Self {
-            sliding_window: config.text.sliding_window,
-            image_token: config.image_token,
-            vocab_size: config.text.vocab_size,
-            max_positions: config.text.max_position_embeddings,
-            share: true,
-            first_ordinal: 0,
-        }
-    }
 }
 
 impl PackedBatch {

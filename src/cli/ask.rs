@@ -3,7 +3,7 @@
 use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
-use crate::data::{Answer, Meta, Paraphrase, PromptGroup};
+use crate::data::{Answer, Meta, Paraphrase, Problem, PromptGroup, ReadOptions};
 use crate::ops::TrainDevice;
 use crate::report::{Cell, Table};
 use crate::train::{EngineGroup, MarginEngine, says_yes};
@@ -35,7 +35,7 @@ pub struct Ask {
     /// Image of the question (vision-language models)
     #[arg(long, value_name = "FILE")]
     image: Option<String>,
-    /// Pattern of the user's turn (default: the paper's)
+    /// Pattern of the user's turn (default: the one that the adapter was trained with, else the paper's)
     #[arg(long, value_name = "PATTERN")]
     template: Option<String>,
     /// Print JSON
@@ -51,37 +51,28 @@ impl Ask {
     /// # Errors
     /// Anything wrong with the model, its tokenizer or the prompts.
     pub fn run(mut self) -> crate::Result<()> {
-        let texts = std::iter::once(("QUESTION", &self.question));
-        let texts = texts.chain(self.paraphrases.iter().map(|text| ("--paraphrase", text)));
-        if let Some((what, _)) = texts.into_iter().find(|(_, text)| text.trim().is_empty()) {
-            return Err(crate::Error::Usage {
-                message: format!("{what} must be a question, found an empty text"),
-                hint: Some("`unflip ask --help` has an example".into()),
-            });
-        }
         if let Some(path) = &self.context_file {
             let text = std::fs::read_to_string(path).map_err(|error| crate::Error::io("read", path, error))?;
             self.context = Some(text.trim_end().to_owned());
         }
+        let group = self.group();
+        group.check(ReadOptions { allow_no_paraphrases: true }).map_err(|problem| crate::Error::Usage {
+            // The texts are arguments: the flaw is named by the one it is in.
+            message: match problem {
+                Problem::Empty(key) => {
+                    let what = if key == "question" { "QUESTION" } else { "--paraphrase" };
+                    format!("{what} must be a question, found an empty text")
+                }
+                other => other.to_string(),
+            },
+            hint: Some("`unflip ask --help` has an example".into()),
+        })?;
         let (checkpoint, adapter) = self.model.open()?;
         if let Some(image) = &self.image {
             super::model::refuse_image(&format!("--image {image}"), &checkpoint)?;
         }
-        let prompting = Prompting::open(&checkpoint, self.template.as_deref())?;
-        let group = PromptGroup {
-            id: "ask".into(),
-            image: None,
-            context: self.context.clone(),
-            question: self.question.clone(),
-            paraphrases: self
-                .paraphrases
-                .iter()
-                .map(|text| Paraphrase { text: text.clone(), phenomenon: None })
-                .collect(),
-            // Margins do not depend on it.
-            answer: Answer::Yes,
-            meta: Meta::default(),
-        };
+        let template = super::data::template(self.template.as_deref(), self.model.adapter.as_deref())?;
+        let prompting = Prompting::open(&checkpoint, template)?;
         let tokens = group.tokenize(&prompting.tokenizer, &prompting.template, None)?;
         let (yes, no) = (prompting.answers.yes, prompting.answers.no);
         let group = EngineGroup { id: group.id, tokens, yes, no, answer_yes: true };
@@ -90,6 +81,20 @@ impl Ask {
         let phrasings: Vec<String> = std::iter::once(self.question).chain(self.paraphrases).collect();
         let margins = device.run(Work { model, checkpoint, adapter, group })?;
         print(&phrasings, &margins, json)
+    }
+
+    fn group(&self) -> PromptGroup {
+        let paraphrase = |text: &String| Paraphrase { text: text.clone(), phenomenon: None };
+        PromptGroup {
+            id: "ask".into(),
+            image: None,
+            context: self.context.clone(),
+            question: self.question.clone(),
+            paraphrases: self.paraphrases.iter().map(paraphrase).collect(),
+            // Margins do not depend on it.
+            answer: Answer::Yes,
+            meta: Meta::default(),
+        }
     }
 }
 

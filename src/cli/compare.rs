@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Arguments of `compare`.
 #[derive(Args)]
 #[command(after_help = "Example:\n  unflip compare runs/start-eval runs/paper-eval\n\n\
-    Both must be evaluations of the same questions. p-values are two-sided and paired; whole reports or images change sides.")]
+    Both must be evaluations of the same questions. p-values are two-sided and paired; whole patients, images or reports change sides.")]
 pub struct Compare {
     /// Folder or results.json of the first evaluation
     #[arg(value_name = "FIRST")]

@@ -3,8 +3,22 @@
 use crate::data::{Error, GroupFile, ReadOptions, read_groups};
 use crate::eval::{Question, questions};
 use crate::text::{AnswerIds, AnswerStrings, PromptTemplate, Tokenizer};
+use crate::train::TemplateChoice;
 use crate::weights::Checkpoint;
 use std::path::Path;
+
+/// The pattern to write prompts with: `--template`, else the adapter's own, else the paper's. Says so where the one given
+/// is not the adapter's.
+///
+/// # Errors
+/// A pattern without a question; an adapter's notes that cannot be read.
+pub fn template(given: Option<&str>, adapter: Option<&Path>) -> crate::Result<PromptTemplate> {
+    let choice = TemplateChoice::new(given, adapter)?;
+    if let Some(own) = &choice.overridden {
+        eprintln!("note: --template is not the one that the adapter was trained with: {:?}", own.pattern());
+    }
+    Ok(choice.template)
+}
 
 /// How a model's prompts are made.
 pub struct Prompting {
@@ -19,17 +33,13 @@ pub struct Prompting {
 }
 
 impl Prompting {
-    /// Opens the model folder's tokenizer; `template` is a pattern, the paper's by default.
+    /// Opens the model folder's tokenizer.
     ///
     /// # Errors
-    /// No tokenizer, a template without a question, or an answer that is not one token.
-    pub fn open(checkpoint: &Checkpoint, template: Option<&str>) -> crate::Result<Self> {
+    /// No tokenizer, or an answer that is not one token.
+    pub fn open(checkpoint: &Checkpoint, template: PromptTemplate) -> crate::Result<Self> {
         let tokenizer = Tokenizer::open(checkpoint.dir())?;
         tokenizer.check_chat_tokens()?;
-        let template = match template {
-            Some(pattern) => PromptTemplate::new(pattern)?,
-            None => PromptTemplate::default(),
-        };
         let answers = AnswerIds::look_up(&tokenizer, &AnswerStrings::default())?;
         Ok(Self { tokenizer, template, answers, vision: checkpoint.config.vision.is_some() })
     }

@@ -4,11 +4,12 @@ use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
 use crate::data::ReadOptions;
-use crate::eval::{EvalSettings, Evaluation, Header, METRICS, ProgressBar, Question, evaluate};
+use crate::eval::{EvalSettings, Evaluation, Header, METRICS, MetricSet, ProgressBar, Question, evaluate};
 use crate::ops::TrainDevice;
 use crate::report::{Cell, Table};
 use crate::weights::{AdapterFile, Checkpoint};
 use clap::Args;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Arguments of `eval`.
@@ -29,6 +30,9 @@ pub struct Eval {
     /// Evaluate the first N groups only
     #[arg(long, value_name = "N", value_parser = super::count)]
     limit: Option<usize>,
+    /// Accept questions without paraphrase: they count in accuracy and yes-rate alone
+    #[arg(long)]
+    allow_no_paraphrases: bool,
     /// Groups packed into one launch (results do not depend on it)
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = super::count)]
     groups_per_batch: usize,
@@ -38,7 +42,7 @@ pub struct Eval {
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// Pattern of the user's turn (default: the paper's)
+    /// Pattern of the user's turn (default: the one that the adapter was trained with, else the paper's)
     #[arg(long, value_name = "PATTERN")]
     template: Option<String>,
     /// Run every phrasing by itself instead of sharing the group's prefix
@@ -58,14 +62,21 @@ impl Eval {
     /// Anything wrong with model, adapter, data or the output folder.
     pub fn run(self) -> crate::Result<()> {
         let (checkpoint, adapter) = self.model.open()?;
-        let prompting = Prompting::open(&checkpoint, self.template.as_deref())?;
-        let (file, questions) = prompting.read(&self.data, self.limit, ReadOptions::default())?;
+        let template = super::data::template(self.template.as_deref(), self.model.adapter.as_deref())?;
+        let prompting = Prompting::open(&checkpoint, template)?;
+        let options = ReadOptions { allow_no_paraphrases: self.allow_no_paraphrases };
+        let (file, questions) = prompting.read(&self.data, self.limit, options)?;
         let header = Header {
             model: checkpoint.fingerprint()?,
-            adapter: self.model.adapter.as_deref().map(super::model::adapter_identity).transpose()?,
+            adapter: self.model.adapter.as_deref().map(AdapterFile::fingerprint).transpose()?,
             data: file.sha256,
             template: prompting.template.hash(),
             precision: self.device.precision_name().into(),
+            // Known once the model is on the device.
+            embed_scale: String::new(),
+            share_prefix: !self.no_sharing,
+            yes: prompting.answers.yes,
+            no: prompting.answers.no,
             unit: String::new(),
             version: env!("CARGO_PKG_VERSION").into(),
         };
@@ -95,12 +106,12 @@ impl OnDevice for Work {
         let arguments = &self.arguments;
         self.header.unit = device.unit();
         let mut engine = arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), None)?;
-        engine.share_prefix = !arguments.no_sharing;
+        engine.share_prefix = self.header.share_prefix;
+        self.header.embed_scale = engine.model.embed_scale.to_string();
         let groups: Vec<_> = self.questions.iter().map(|question| question.group.clone()).collect();
         engine.check_groups(&groups)?;
         let settings = EvalSettings {
             groups_per_batch: arguments.groups_per_batch,
-            limit: arguments.limit,
             resamples: arguments.resamples,
             seed: arguments.seed,
         };
@@ -109,8 +120,6 @@ impl OnDevice for Work {
             "adapter": arguments.model.adapter,
             "data": arguments.data,
             "limit": arguments.limit,
-            "embed_scale": engine.model.embed_scale,
-            "share_prefix": engine.share_prefix,
         });
         let bar = ProgressBar::new(self.questions.len());
         let evaluation =
@@ -122,37 +131,93 @@ impl OnDevice for Work {
     }
 }
 
-/// Metrics with their intervals, then the breakdowns.
+/// Metrics with their intervals and numbers of units, then the breakdowns.
 fn print(evaluation: &Evaluation) -> crate::Result<()> {
-    let mut table = Table::new(&["metric", "value", "95 % low", "high"]);
-    for (name, estimate) in METRICS.into_iter().zip(&evaluation.metrics.estimates) {
-        table.row(vec![
-            Cell::text(name),
-            Cell::Number(estimate.value, 4),
-            Cell::Number(estimate.low, 4),
-            Cell::Number(estimate.high, 4),
-        ]);
-    }
-    super::out(&table.plain())?;
+    super::out(&main_table(&evaluation.metrics).plain())?;
     for (title, sets) in [("phenomenon", &evaluation.by_phenomenon), ("finding", &evaluation.by_finding)] {
-        if sets.is_empty() {
-            continue;
+        if !sets.is_empty() {
+            super::out(&format!("\n{}", breakdown(title, sets).plain()))?;
         }
-        let mut table = Table::new(&[title, "questions", "flips question", "flips pair", "accuracy"]);
-        for (name, set) in sets {
-            let percent = |key: &str| {
-                let place = METRICS.into_iter().position(|name| name == key);
-                place.map_or(Cell::Missing, |place| Cell::Percent(set.estimates[place].value, 1))
-            };
-            table.row(vec![
-                Cell::text(name),
-                Cell::Integer(set.counts.questions as i64),
-                percent("flip_rate_question"),
-                percent("flip_rate_pair"),
-                percent("accuracy_all"),
-            ]);
-        }
-        super::out(&format!("\n{}", table.plain()))?;
     }
     Ok(())
+}
+
+/// A rate as a percentage, a margin as a number.
+fn cell(metric: &str, value: f64) -> Cell {
+    if metric.starts_with("margin") { Cell::Number(value, 3) } else { Cell::Percent(value, 1) }
+}
+
+fn main_table(set: &MetricSet) -> Table {
+    let counts = &set.counts;
+    let mut table = Table::new(&["metric", "value", "95 % low", "high", "n"]);
+    for (name, estimate) in METRICS.into_iter().zip(&set.estimates) {
+        let n = match name {
+            "flip_rate_question" => set.can_flip,
+            "flip_rate_pair" | "margin_difference" => counts.pairs,
+            "accuracy_all" => counts.phrasings,
+            _ => counts.questions,
+        };
+        let [value, low, high] = [estimate.value, estimate.low, estimate.high].map(|value| cell(name, value));
+        table.row(vec![Cell::text(name), value, low, high, Cell::Integer(n as i64)]);
+    }
+    let ties = Cell::Integer(counts.ties as i64);
+    table.row(vec![Cell::text("ties"), ties, Cell::Missing, Cell::Missing, Cell::Integer(counts.phrasings as i64)]);
+    table
+}
+
+fn breakdown(title: &str, sets: &BTreeMap<String, MetricSet>) -> Table {
+    const SHOWN: [&str; 4] = ["flip_rate_question", "flip_rate_pair", "margin_difference", "accuracy_all"];
+    let mut table = Table::new(&[&[title, "questions"], &SHOWN[..]].concat());
+    for (name, set) in sets {
+        let mut cells = vec![Cell::text(name), Cell::Integer(set.counts.questions as i64)];
+        cells.extend(SHOWN.map(|metric| set.get(metric).map_or(Cell::Missing, |found| cell(metric, found.value))));
+        table.row(cells);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::Sample;
+
+    fn sample(index: usize, margin: f64) -> Sample {
+        Sample {
+            id: "a".into(),
+            index,
+            phenomenon: None,
+            finding: None,
+            cluster: "r".into(),
+            margin,
+            answer: String::new(),
+            truth: "yes".into(),
+            flipped: None,
+            tokens: 1,
+            tokens_sha256: String::new(),
+        }
+    }
+
+    #[test]
+    fn tables_name_each_metric_as_the_results_do_and_count_its_units() {
+        let groups = [vec![sample(0, 2.0), sample(1, 0.0), sample(2, 1.5)], vec![sample(0, 1.0)]];
+        let set = MetricSet::of(&groups, 10, 0);
+        let text = main_table(&set).plain();
+        assert_eq!(text.lines().count(), 2 + METRICS.len() + 1, "{text}");
+        let row = |name: &str| {
+            let line = text.lines().find(|line| line.split_whitespace().next() == Some(name)).expect(name);
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let ends = |name: &str| (row(name)[1].clone(), row(name).last().cloned());
+        let found = |value: &str, n: &str| (value.to_owned(), Some(n.to_owned()));
+        assert_eq!(ends("flip_rate_question"), found("100.0", "1"), "of the one question that can flip");
+        assert_eq!(ends("flip_rate_pair"), found("50.0", "2"));
+        assert_eq!(ends("margin_difference"), found("1.250", "2"));
+        assert_eq!(ends("accuracy"), found("100.0", "2"));
+        assert_eq!(ends("accuracy_all"), found("75.0", "4"));
+        assert_eq!(ends("ties"), found("1", "4"));
+        let table = breakdown("finding", &BTreeMap::from([("effusion".to_owned(), set)]));
+        let json = &table.json()[0];
+        assert_eq!((&json["flip_rate_pair"], &json["margin_difference"]), (&0.5.into(), &1.25.into()));
+        assert_eq!((&json["accuracy_all"], &json["questions"]), (&0.75.into(), &2.into()));
+    }
 }

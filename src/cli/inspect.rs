@@ -2,11 +2,12 @@
 
 use super::row;
 use crate::report::{Cell, Table};
+use crate::text::{AnswerStrings, Answers, Error, Tokenizer, Variant};
 use crate::weights::{AdapterFile, Checkpoint, LayerKind, ModelConfig, resolve_model};
 use clap::Args;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `inspect`.
 #[derive(Args)]
@@ -63,6 +64,8 @@ struct ModelDescription {
     parameters: u64,
     dtypes: BTreeMap<String, u64>,
     fingerprint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answers: Option<Answers>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sha256: Option<Vec<(String, String)>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,10 +148,27 @@ impl Inspect {
             parameters,
             dtypes,
             fingerprint: checkpoint.fingerprint()?,
+            answers: answers(checkpoint.dir())?,
             sha256: if self.sha256 { Some(checkpoint.sha256_files()?) } else { None },
             tensor_list: self.tensors.then_some(list),
         })
     }
+}
+
+/// Answer tokens with their spellings; none for a folder without tokenizer, or with one that lacks them.
+fn answers(folder: &Path) -> crate::Result<Option<Answers>> {
+    let found = Tokenizer::open(folder).and_then(|tokenizer| Answers::look_up(&tokenizer, &AnswerStrings::default()));
+    match found {
+        Ok(answers) => Ok(Some(answers)),
+        Err(Error::NoTokenizer { .. } | Error::Answer { .. } | Error::SameAnswer { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `"Yes" 10784, "yes" 3553`.
+fn spellings(variants: &[Variant]) -> String {
+    let show = |variant: &Variant| format!("{:?} {}", variant.string, variant.id);
+    variants.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
 fn describe_adapter(folder: String, file: &AdapterFile, fits: bool) -> AdapterDescription {
@@ -193,6 +213,10 @@ fn print(description: &Description) -> crate::Result<()> {
             &format!("{} in {} tensors ({})", model.parameters, model.tensors, dtypes.join(", ")),
         );
         row(&mut table, "fingerprint", &model.fingerprint);
+        if let Some(answers) = &model.answers {
+            row(&mut table, "yes tokens", &spellings(&answers.yes_variants));
+            row(&mut table, "no tokens", &spellings(&answers.no_variants));
+        }
         for (file, hash) in model.sha256.iter().flatten() {
             row(&mut table, &format!("sha256 {file}"), hash);
         }

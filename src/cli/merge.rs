@@ -1,9 +1,9 @@
 //! `unflip merge`.
 
 use crate::model::merge;
+use crate::report::progress_bar;
 use crate::weights::{AdapterFile, Checkpoint, resolve_model};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 
 /// Arguments of `merge`.
@@ -32,9 +32,7 @@ impl Merge {
     pub fn run(self) -> crate::Result<()> {
         let checkpoint = Checkpoint::open(&resolve_model(&self.model)?)?;
         let adapter = AdapterFile::open(&self.adapter)?;
-        let bar = ProgressBar::new(0).with_style(
-            ProgressStyle::with_template("merging {bar:30} {pos}/{len} tensors").expect("a fixed template"),
-        );
+        let bar = progress_bar(0, "merging {bar:30} {pos}/{len} tensors");
         merge(&checkpoint, &adapter, &self.out, |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);

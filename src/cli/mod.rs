@@ -2,6 +2,8 @@
 //!
 //! Data goes to stdout, everything else to stderr. Exit code 0: done, 1: failed, 2: wrong usage.
 
+#![forbid(unsafe_code)]
+
 mod ask;
 mod compare;
 mod data;
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("UNFLIP_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
         )
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         .without_time()
         .init();

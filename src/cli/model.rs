@@ -5,8 +5,7 @@ use crate::ops::Device;
 use crate::train::ModelSettings;
 use crate::weights::{AdapterFile, Checkpoint, resolve_model};
 use clap::{Args, ValueEnum};
-use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// How √hidden is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -83,19 +82,6 @@ impl ModelArgs {
         }
         Ok(engine)
     }
-}
-
-/// Identifies an adapter by what its two files hold.
-///
-/// # Errors
-/// Files that cannot be read.
-pub fn adapter_identity(folder: &Path) -> crate::Result<String> {
-    let mut hash = Sha256::new();
-    for name in ["adapter_config.json", "adapter_model.safetensors"] {
-        let path = folder.join(name);
-        hash.update(std::fs::read(&path).map_err(|error| crate::Error::io("read", &path, error))?);
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Refuses an image given as `what` with the reason: a text-only model, or a vision tower that this version does not run.

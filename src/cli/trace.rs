@@ -5,7 +5,7 @@ use super::model::ModelArgs;
 use crate::data::{Error, TraceInput};
 use crate::objective::{Objective, Pairs};
 use crate::ops::TrainDevice;
-use crate::trace::{TraceOptions, TraceTensor, trace_forward, trace_loss};
+use crate::trace::{TraceTensor, trace_forward, trace_loss};
 use crate::weights::{AdapterFile, Checkpoint, Dtype, check_place, write_safetensors};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -81,6 +81,14 @@ impl Trace {
             .as_deref()
             .map(|name| Objective::new(name, self.pairs.into(), self.lambda.or(file_lambda(name, &input))))
             .transpose()?;
+        if objective.as_ref().is_some_and(Objective::needs_paraphrases)
+            && let Some(index) = input.groups.iter().position(|group| group.tokens.suffixes.len() < 2)
+        {
+            return Err(crate::Error::Usage {
+                message: format!("the loss compares phrasings, and group {index} has one"),
+                hint: Some("give the group a second suffix, or choose ce-binary or ce-full".into()),
+            });
+        }
         let (checkpoint, adapter) = self.model.open()?;
         if objective.is_some() && adapter.is_none() {
             return Err(crate::Error::Usage {
@@ -102,10 +110,9 @@ impl Trace {
                 hint: Some("leave --pixels out".into()),
             });
         }
-        let options = TraceOptions { objective, hidden: self.hidden };
         let device = self.device.clone();
         let out = self.out.clone();
-        let tensors = device.run(Work { arguments: self, input, options, checkpoint, adapter })?;
+        let tensors = device.run(Work { arguments: self, input, objective, checkpoint, adapter })?;
         let bytes: Vec<Vec<u8>> =
             tensors.iter().map(|tensor| tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
         let entries: Vec<_> = tensors
@@ -126,7 +133,7 @@ fn file_lambda(loss: &str, input: &TraceInput) -> Option<f64> {
 struct Work {
     arguments: Trace,
     input: TraceInput,
-    options: TraceOptions,
+    objective: Option<Objective>,
     checkpoint: Checkpoint,
     adapter: Option<AdapterFile>,
 }
@@ -138,8 +145,8 @@ impl OnDevice for Work {
         let mut engine =
             self.arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), self.arguments.layers)?;
         engine.share_prefix = !self.arguments.no_sharing;
-        let mut tensors = trace_forward(&engine, &self.input, &self.options)?;
-        if let (Some(objective), Some(adapter)) = (&self.options.objective, &self.adapter) {
+        let mut tensors = trace_forward(&engine, &self.input, self.arguments.hidden)?;
+        if let (Some(objective), Some(adapter)) = (&self.objective, &self.adapter) {
             tensors.extend(trace_loss(&engine, adapter, &self.input, objective)?);
         }
         Ok(tensors)

@@ -5,14 +5,10 @@ use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
 use crate::data::ReadOptions;
 use crate::eval::Question;
-use crate::model::{Adapter, LoraLayout, LoraSettings};
-use crate::objective::Objective;
 use crate::ops::TrainDevice;
 use crate::report::{Cell, Table};
-use crate::train::{
-    AdapterTrainer, EngineGroup, Error, Paraphrases, ProgressBar, RunDir, RunIdentity, Settings, TrainSummary, train,
-};
-use crate::weights::{AdapterConfig, AdapterFile, Checkpoint, Naming};
+use crate::train::{Error, Opening, ProgressBar, RunIdentity, RunRequest, Settings, TrainSummary, train};
+use crate::weights::Checkpoint;
 use clap::Args;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -23,7 +19,8 @@ use std::path::{Path, PathBuf};
     after_help = "Examples:\n  unflip train --model models/start --data assets/reports/reports-train.jsonl --loss paper --lr 2e-4 --out runs/paper\n  \
     unflip train --config run.toml --out runs/paper\n\n\
     Every setting has a key in the config file (`unflip train --print-config` shows all with their defaults); a flag overrides it. \
-    A run that was interrupted goes on with --resume, to the same bits."
+    A run that was interrupted goes on with --resume, to the same bits. The adapter of a finished run is in OUT/final, with validation \
+    data the best one in OUT/best:\n  unflip eval --model models/start --adapter runs/paper/final --data assets/reports/reports-eval.jsonl --out runs/paper-eval"
 )]
 pub struct Train {
     /// Settings (TOML)
@@ -55,7 +52,7 @@ struct Flags {
     /// Model folder, or org/name in the local Hugging Face cache [model.path]
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
-    /// Adapter to start from instead of a new one [model.adapter]
+    /// Adapter to start from instead of a new one; it keeps its rank, α, modules and layers [model.adapter]
     #[arg(long, value_name = "DIR")]
     adapter: Option<String>,
     /// Training groups (JSONL) [data.train]
@@ -70,7 +67,7 @@ struct Flags {
     /// First N groups only [data.limit]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     limit: Option<String>,
-    /// Pattern of the user's turn [data.template]
+    /// Pattern of the user's turn (default: the start adapter's, else the paper's) [data.template]
     #[arg(long, value_name = "PATTERN")]
     template: Option<String>,
     /// Projections, any of q,k,v,o,gate,up,down [adapter.modules]
@@ -103,7 +100,7 @@ struct Flags {
     /// original or all [objective.pairs]
     #[arg(long, value_name = "WHICH")]
     pairs: Option<String>,
-    /// Weight of the loss's second part, 0 to inf [objective.lambda]
+    /// Weight of the second part of paper, combined or a loss of two parts, 0 to inf [objective.lambda]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lambda: Option<String>,
     /// Stop when every answer becomes the same: true or false [objective.stop_on_collapse]
@@ -230,7 +227,7 @@ impl Train {
             None => Settings::default(),
         };
         settings.override_with(&self.flags.given()).map_err(with_flag)?;
-        let settings = settings.resolve()?;
+        let mut settings = settings.resolve()?;
         if self.print_config {
             let text = toml::to_string(&settings.to_table()).expect("settings are plain values");
             return super::out(&text);
@@ -242,39 +239,35 @@ impl Train {
         let device = DeviceArgs::named(&settings)?;
 
         let (checkpoint, adapter) = model.open()?;
-        let prompting = Prompting::open(&checkpoint, settings.data.template.as_deref())?;
-        let alone = settings.data.paraphrases == Paraphrases::None || !settings.objective.needs_pairs();
-        let options = ReadOptions { allow_no_paraphrases: alone };
-        let limit = settings.data.limit;
-        let (file, questions) = prompting.read(&data, limit, options)?;
+        let template = settings.complete(&checkpoint, adapter.as_ref())?;
+        let prompting = Prompting::open(&checkpoint, template)?;
+        let options = ReadOptions { allow_no_paraphrases: !settings.needs_paraphrases() };
+        let (file, questions) = prompting.read(&data, settings.data.limit, options)?;
         let validation = match &settings.data.validation {
-            Some(path) => Some(prompting.read(path, None, ReadOptions::default())?),
+            Some(path) => Some(prompting.read(path, None, options)?),
             None => None,
         };
-        let identity = RunIdentity {
-            version: env!("CARGO_PKG_VERSION").into(),
-            model: checkpoint.fingerprint()?,
-            adapter: settings.model.adapter.as_deref().map_or(Ok(String::new()), super::model::adapter_identity)?,
-            train_data: file.sha256,
-            validation_data: validation.as_ref().map_or_else(String::new, |(file, _)| file.sha256.clone()),
-            template: prompting.template.hash(),
-            unit: String::new(),
-        };
+        let identity = RunIdentity::new(
+            &checkpoint,
+            settings.model.adapter.as_deref(),
+            &file.sha256,
+            validation.as_ref().map(|(file, _)| file.sha256.as_str()),
+            &prompting.template,
+        )?;
         let groups = |questions: Vec<Question>| questions.into_iter().map(|question| question.group).collect();
-        let work = Work {
+        let request = RunRequest {
             groups: groups(questions),
             validation: validation.map_or_else(Vec::new, |(_, questions)| groups(questions)),
-            model,
-            checkpoint,
             adapter,
             settings,
             identity,
-            out: out.clone(),
-            resume: self.resume,
-            other_unit: self.other_unit,
         };
-        let summary = device.run(work)?;
-        report(&summary, &out, self.json)
+        let opening = match self.resume {
+            true => Opening::Resume { other_unit: self.other_unit },
+            false => Opening::New,
+        };
+        let summary = device.run(Work { model, checkpoint, request, out, opening })?;
+        report(&summary, self.json)
     }
 }
 
@@ -304,59 +297,21 @@ fn required<'a>(path: Option<&'a Path>, flag: &str, key: &str) -> crate::Result<
 struct Work {
     model: ModelArgs,
     checkpoint: Checkpoint,
-    adapter: Option<AdapterFile>,
-    groups: Vec<EngineGroup>,
-    validation: Vec<EngineGroup>,
-    settings: Settings,
-    identity: RunIdentity,
+    request: RunRequest,
     out: PathBuf,
-    resume: bool,
-    other_unit: bool,
+    opening: Opening,
 }
 
 impl OnDevice for Work {
     type Output = TrainSummary;
 
     fn run<D: TrainDevice + 'static>(mut self, device: D) -> crate::Result<TrainSummary> {
-        self.identity.unit = device.unit();
-        let settings = &self.settings;
-        let mut engine = self.model.engine(device, &self.checkpoint, None, None)?;
-        engine.share_prefix = settings.model.share_prefix;
-        engine.check_groups(&self.groups)?;
-        engine.check_groups(&self.validation)?;
-        let (adapter, config) = match &self.adapter {
-            Some(file) => {
-                let adapter = Adapter::from_file(&engine.device, &engine.model.config, file)?;
-                let config = AdapterConfig { lora_dropout: settings.adapter.dropout, ..file.config.clone() };
-                (adapter, config)
-            }
-            None => {
-                let lora = lora_settings(settings, engine.model.config.num_hidden_layers)?;
-                let layout = LoraLayout::from_settings(&engine.model.config, &lora)?;
-                let naming = match self.checkpoint.config.vision {
-                    None => Naming::CausalLm,
-                    Some(_) => Naming::ConditionalGeneration,
-                };
-                let modules: Vec<_> = lora.modules.iter().copied().collect();
-                let layers: Vec<_> = lora.layers.iter().copied().collect();
-                let mut config = AdapterConfig::new(naming, lora.rank, lora.alpha, &modules, &layers);
-                config.lora_dropout = settings.adapter.dropout;
-                config.use_rslora = lora.rslora;
-                config.base_model_name_or_path = Some(self.model.model.clone());
-                (Adapter::new(&engine.device, layout, settings.run.seed), config)
-            }
-        };
-        let objective = objective(settings)?;
-        // Last, so that nothing that is wrong with the request leaves a run behind.
-        let run = match self.resume && self.out.join("config.toml").exists() {
-            true => RunDir::resume(&self.out, settings, &self.identity, self.other_unit)?,
-            false => RunDir::create(&self.out, settings, &self.identity)?,
-        };
-        let mut trainer = AdapterTrainer::new(engine, adapter, config, objective, settings.run.seed);
-        let total = settings.total_steps(self.groups.len());
+        let engine = self.model.engine(device, &self.checkpoint, None, None)?;
+        let (mut trainer, run) = self.request.start(engine, &self.checkpoint, &self.out, self.opening)?;
+        let RunRequest { settings, groups, validation, .. } = &self.request;
         let done = run.newest_checkpoint()?.0.map_or(0, |checkpoint| checkpoint.step);
-        let mut bar = ProgressBar::new(total, done);
-        let summary = train(&mut trainer, &self.groups, &self.validation, settings, &run, |metrics, timing| {
+        let mut bar = ProgressBar::new(settings.total_steps(groups.len()), done);
+        let summary = train(&mut trainer, groups, validation, settings, &run, |metrics, timing| {
             bar.step(metrics, timing);
             ControlFlow::Continue(())
         });
@@ -365,33 +320,7 @@ impl OnDevice for Work {
     }
 }
 
-fn lora_settings(settings: &Settings, layers: usize) -> crate::Result<LoraSettings> {
-    let adapter = &settings.adapter;
-    Ok(LoraSettings {
-        layers: adapter.layers.resolve(layers)?.into_iter().collect(),
-        modules: adapter.modules.iter().copied().collect(),
-        rank: adapter.rank,
-        alpha: adapter.alpha,
-        rslora: adapter.rslora,
-    })
-}
-
-fn objective(settings: &Settings) -> crate::Result<Objective> {
-    let objective = &settings.objective;
-    let lambda = objective.lambda();
-    Ok(match &objective.loss {
-        Some(name) => Objective::new(name, objective.pairs, Some(lambda))?,
-        None => Objective::custom(
-            objective.consistency.as_deref().map(str::parse).transpose()?,
-            objective.accuracy.as_deref().map(str::parse).transpose()?,
-            objective.pairs,
-            lambda,
-        )?,
-    })
-}
-
-fn report(summary: &TrainSummary, out: &Path, json: bool) -> crate::Result<()> {
-    let adapter = out.join(format!("checkpoints/step-{}", summary.steps));
+fn report(summary: &TrainSummary, json: bool) -> crate::Result<()> {
     for skipped in &summary.skipped {
         eprintln!("skipped checkpoint {}: it is not whole", skipped.name);
     }
@@ -404,7 +333,7 @@ fn report(summary: &TrainSummary, out: &Path, json: bool) -> crate::Result<()> {
             "steps": summary.steps,
             "total_steps": summary.total_steps,
             "resumed_from": summary.resumed_from,
-            "adapter": adapter,
+            "adapter": summary.adapter,
             "best_step": summary.best_step,
             "collapsed_at": summary.collapsed_at,
             "last": summary.last,
@@ -412,7 +341,7 @@ fn report(summary: &TrainSummary, out: &Path, json: bool) -> crate::Result<()> {
     }
     let mut table = Table::new(&["training", ""]);
     super::row(&mut table, "steps", &format!("{} of {}", summary.steps, summary.total_steps));
-    super::row(&mut table, "adapter", &adapter.display().to_string());
+    super::row(&mut table, "adapter", &summary.adapter.display().to_string());
     if let Some(last) = &summary.last {
         table.row(vec![Cell::text("last loss"), Cell::Number(last.loss, 4)]);
         table.row(vec![Cell::text("last gradient norm"), Cell::Number(last.grad_norm, 4)]);

@@ -1,16 +1,66 @@
-//! Recycled memory of the CPU device: a dropped buffer goes to a free list of its size class, so that a training step
-//! allocates nothing once the largest batch was seen.
+//! Recycled memory of the CPU device: a dropped buffer goes to a free list of its size class, so that steps of like sizes
+//! allocate nothing after the first.
 //!
-//! Classes are four per octave, so at most a quarter of a buffer lies idle. Contents of a recycled buffer are stale, never
-//! uninitialised; [`Buffers::zeros`] clears them, [`Buffers::stale`] is for callers that write every element.
+//! Classes are four per octave. A buffer is made a quarter larger than asked at most; a recycled one may be of a class up to
+//! twice as large, so that batches of other lengths use the same memory. Where none fits, idle memory is released before
+//! more is taken: all that is held never exceeds twice the most that was on loan at once. Contents of a recycled buffer are
+//! stale, never uninitialised; [`Buffers::zeros`] clears them, [`Buffers::stale`] is for callers that write every element.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Classes in which a doubling of the capacity is: a recycled buffer may be so much larger.
+const LARGER: usize = 4;
 
 /// Free lists, shared by all buffers of a device.
 #[derive(Clone, Default)]
 pub struct Buffers {
-    free: Arc<Mutex<Vec<Vec<Vec<f32>>>>>,
+    store: Arc<Mutex<Store>>,
+}
+
+/// Elements are counted as capacities.
+#[derive(Default)]
+struct Store {
+    /// Free memory by class.
+    free: Vec<Vec<Vec<f32>>>,
+    idle: usize,
+    on_loan: usize,
+    /// Most on loan at once.
+    peak: usize,
+}
+
+impl Store {
+    /// The smallest free buffer that holds `class`.
+    fn take(&mut self, class: usize) -> Option<Vec<f32>> {
+        let end = self.free.len().min(class + LARGER + 1);
+        let data = self.free.get_mut(class..end)?.iter_mut().find_map(Vec::pop)?;
+        self.idle -= data.capacity();
+        Some(data)
+    }
+
+    fn lend(&mut self, class: usize) -> Vec<f32> {
+        let recycled = self.take(class);
+        self.on_loan += recycled.as_ref().map_or(capacity(class), Vec::capacity);
+        self.peak = self.peak.max(self.on_loan);
+        recycled.unwrap_or_else(|| {
+            self.release_surplus();
+            let data = Vec::with_capacity(capacity(class));
+            // The system may give more.
+            self.on_loan += data.capacity() - capacity(class);
+            data
+        })
+    }
+
+    /// Gives idle memory back to the system, the largest first, until what is held is at most twice the peak.
+    fn release_surplus(&mut self) {
+        for list in self.free.iter_mut().rev() {
+            while self.idle + self.on_loan > 2 * self.peak
+                && let Some(data) = list.pop()
+            {
+                self.idle -= data.capacity();
+            }
+        }
+    }
 }
 
 /// Memory on loan from [`Buffers`]; dropping it gives it back.
@@ -23,10 +73,7 @@ impl Buffers {
     /// `len` elements of whatever was there before: for callers that write all of them.
     pub fn stale(&self, len: usize) -> Block {
         let class = class(len);
-        let mut lists = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let recycled = lists.get_mut(class).and_then(Vec::pop);
-        drop(lists);
-        let mut data = recycled.unwrap_or_else(|| Vec::with_capacity(capacity(class)));
+        let mut data = self.lock().lend(class);
         data.resize(len, 0.0);
         Block { data, home: self.clone() }
     }
@@ -40,26 +87,28 @@ impl Buffers {
 
     /// Bytes that lie in the free lists.
     pub fn idle_bytes(&self) -> usize {
-        let lists = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        lists.iter().flatten().map(|data| data.capacity() * size_of::<f32>()).sum()
+        self.lock().idle * size_of::<f32>()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
-        let class = class(data.capacity());
-        // Only memory that came from `stale` has a class's exact capacity or more; the class of a larger one would promise
-        // too much, so round down.
-        let class = if capacity(class) > data.capacity() { class.wrapping_sub(1) } else { class };
-        if class == usize::MAX {
-            return;
+        let held = data.capacity();
+        // Where the system gave more than a class's capacity, the next class would promise too much: round down.
+        let class = class(held);
+        let class = if capacity(class) > held { class - 1 } else { class };
+        let mut store = self.home.lock();
+        if store.free.len() <= class {
+            store.free.resize_with(class + 1, Vec::new);
         }
-        let mut lists = self.home.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if lists.len() <= class {
-            lists.resize_with(class + 1, Vec::new);
-        }
-        lists[class].push(data);
+        store.on_loan -= held;
+        store.idle += held;
+        store.free[class].push(data);
     }
 }
 
@@ -118,5 +167,65 @@ mod tests {
         second.fill(3.0);
         drop(second);
         assert!(buffers.zeros(990).iter().all(|&x| x == 0.0));
+    }
+
+    #[test]
+    fn a_shorter_batch_uses_the_memory_of_a_longer_one() {
+        let buffers = Buffers::default();
+        let long = buffers.stale(2048);
+        let address = long.as_ptr();
+        drop(long);
+        assert_eq!(buffers.stale(1024).as_ptr(), address, "half as long");
+        let _short = buffers.stale(800);
+        assert_eq!(buffers.idle_bytes(), 4 * 2048, "a buffer of less than half stays its own");
+    }
+
+    /// Buffers of a step on `tokens` tokens: kept activations of a few widths, and scratch that comes and goes.
+    fn step(buffers: &Buffers, tokens: usize) -> usize {
+        let mut kept = Vec::new();
+        for _layer in 0..4 {
+            for width in [64, 64, 100, 250] {
+                kept.push(buffers.stale(tokens * width));
+                drop(buffers.stale(tokens * 32));
+            }
+        }
+        kept.iter().map(|block| block.len() * size_of::<f32>()).sum::<usize>() + tokens * 32 * size_of::<f32>()
+    }
+
+    #[test]
+    fn idle_memory_over_many_lengths_stays_near_the_need_of_the_largest_step() {
+        let buffers = Buffers::default();
+        let mut most = 0;
+        for i in 0..400 {
+            // Every length from 40 to 439 once, in a mixed order.
+            most = most.max(step(&buffers, 40 + i * 171 % 400));
+            let idle = buffers.idle_bytes();
+            assert!(2 * idle <= 5 * most, "step {i}: {idle} bytes idle, the largest step needs {most}");
+        }
+    }
+
+    #[test]
+    fn memory_held_is_at_most_twice_the_most_on_loan() {
+        let buffers = Buffers::default();
+        // Each length is far from the others': nothing is recycled, and what lies idle makes room.
+        for octave in (0..12).chain((0..12).rev()) {
+            let blocks: Vec<_> = (0..1 << (12 - octave)).map(|_| buffers.stale(64 << octave)).collect();
+            drop(blocks);
+            let store = buffers.lock();
+            assert_eq!(store.on_loan, 0);
+            assert!(store.idle <= 2 * store.peak, "{} of {}", store.idle, store.peak);
+            assert_eq!(store.idle, store.free.iter().flatten().map(Vec::capacity).sum::<usize>());
+        }
+    }
+
+    #[test]
+    fn steps_of_one_length_allocate_nothing_after_the_first() {
+        let buffers = Buffers::default();
+        step(&buffers, 300);
+        let idle = buffers.idle_bytes();
+        for _ in 0..3 {
+            step(&buffers, 300);
+            assert_eq!(buffers.idle_bytes(), idle);
+        }
     }
 }

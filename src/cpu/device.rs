@@ -39,13 +39,14 @@ impl Cpu {
     /// A device of `threads` workers (`None`: the environment's number, else the cores there are).
     ///
     /// # Errors
-    /// [`Error::Isa`] where the CPU lacks `isa`; [`Error::Unavailable`] where the system refuses the threads.
+    /// [`Error::Isa`] where the CPU lacks `isa`; [`Error::Unavailable`] for a number of threads that is none, and
+    /// where the system refuses the threads.
     pub fn new(isa: Isa, threads: Option<usize>) -> Result<Self, Error> {
         if !isa.is_available() {
             let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
             return Err(Error::Isa { asked: isa.to_string(), available: names.join(", ") });
         }
-        let count = threads::thread_count(threads);
+        let count = threads::thread_count(threads)?;
         let pool = threads::pool(count).map_err(|source| Error::Unavailable {
             message: format!("cannot start {count} threads: {source}"),
             hint: "ask for fewer with --threads".into(),

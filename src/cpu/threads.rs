@@ -3,18 +3,39 @@
 //! Workers flush denormals to zero (inputs and results): denormal activations would slow kernels a hundredfold and carry
 //! no information. The mode belongs to a thread, so a thread that computes outside the pool sets it too.
 
+use crate::ops::Error;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+use std::ffi::OsStr;
 
 /// The environment variable that sets the number of threads where `--threads` does not.
 pub const THREADS_VARIABLE: &str = "UNFLIP_THREADS";
 
-/// The number of threads: `asked`, else [`THREADS_VARIABLE`], else the cores available to this process. At least 1.
-pub fn thread_count(asked: Option<usize>) -> usize {
-    let from_variable = || std::env::var(THREADS_VARIABLE).ok()?.trim().parse().ok();
-    asked
-        .or_else(from_variable)
-        .filter(|&count| count > 0)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| count.get()))
+/// The number of threads: `asked`, else [`THREADS_VARIABLE`] (empty is as unset), else the cores available to this process.
+///
+/// # Errors
+/// [`Error::Unavailable`] where the one that counts is not a whole number, at least 1.
+pub fn thread_count(asked: Option<usize>) -> Result<usize, Error> {
+    count_of(asked, std::env::var_os(THREADS_VARIABLE).as_deref())
+}
+
+fn count_of(asked: Option<usize>, variable: Option<&OsStr>) -> Result<usize, Error> {
+    let wrong = |what: &str, found: &str, hint: &str| Error::Unavailable {
+        message: format!("{what} must be a whole number, at least 1, found `{found}`"),
+        hint: hint.to_owned(),
+    };
+    if let Some(count) = asked {
+        let hint = "leave it out to use every core";
+        return if count > 0 { Ok(count) } else { Err(wrong("the number of threads", "0", hint)) };
+    }
+    let text = variable.map(OsStr::to_string_lossy).unwrap_or_default();
+    match text.trim() {
+        "" => Ok(std::thread::available_parallelism().map_or(1, |count| count.get())),
+        text => text
+            .parse()
+            .ok()
+            .filter(|&count| count > 0)
+            .ok_or_else(|| wrong(THREADS_VARIABLE, text, "unset it to use every core, or give --threads")),
+    }
 }
 
 /// A pool of `threads` workers, each with denormals flushed to zero. Run everything in it with [`ThreadPool::install`].
@@ -126,9 +147,22 @@ mod tests {
 
     #[test]
     fn the_asked_number_of_threads_wins() {
-        assert_eq!(thread_count(Some(5)), 5);
-        assert!(thread_count(None) >= 1);
-        assert!(thread_count(Some(0)) >= 1);
+        let variable = OsStr::new(" 7 ");
+        assert_eq!(count_of(Some(5), Some(variable)).unwrap(), 5);
+        assert_eq!(count_of(None, Some(variable)).unwrap(), 7);
+        assert!(count_of(None, None).unwrap() >= 1);
+        assert_eq!(count_of(None, Some(OsStr::new(" "))).unwrap(), count_of(None, None).unwrap());
         assert_eq!(pool(2).unwrap().current_num_threads(), 2);
+    }
+
+    #[test]
+    fn a_number_of_threads_that_is_none_is_refused() {
+        for text in ["0", "-1", "2.5", "four", "99999999999999999999999"] {
+            let error = count_of(None, Some(OsStr::new(text))).unwrap_err();
+            let expected = format!("UNFLIP_THREADS must be a whole number, at least 1, found `{text}`");
+            assert_eq!(error.to_string(), expected);
+            assert!(error.hint().is_some());
+        }
+        assert!(count_of(Some(0), Some(OsStr::new("4"))).is_err());
     }
 }

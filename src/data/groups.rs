@@ -6,7 +6,8 @@
 //! known one, which is an error, as it would lose data.
 
 use super::trace_input::describe;
-use super::{Error, Problem, sha256};
+use super::{Error, Problem};
+use crate::digest::sha256;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -83,6 +84,26 @@ impl PromptGroup {
             .chain(self.paraphrases.iter().map(|paraphrase| paraphrase.text.as_str()))
     }
 
+    /// Whether a reader of groups takes it: no empty text, and paraphrases unless `options` allow none.
+    ///
+    /// # Errors
+    /// The first flaw: [`Problem::Empty`] or [`Problem::NoParaphrases`].
+    pub fn check(&self, options: ReadOptions) -> Result<(), Problem> {
+        let named = |(index, paraphrase): (usize, &Paraphrase)| {
+            paraphrase.text.trim().is_empty().then(|| format!("paraphrases[{index}]"))
+        };
+        let empty = |key: &str, text: &str| text.trim().is_empty().then(|| key.to_owned());
+        let flaw = empty("id", &self.id)
+            .or_else(|| empty("question", &self.question))
+            .or_else(|| self.image.as_deref().and_then(|image| empty("image", image)))
+            .or_else(|| self.paraphrases.iter().enumerate().find_map(named));
+        match flaw {
+            Some(key) => Err(Problem::Empty(key)),
+            None if self.paraphrases.is_empty() && !options.allow_no_paraphrases => Err(Problem::NoParaphrases),
+            None => Ok(()),
+        }
+    }
+
     /// What resampling keeps together, because questions about it are not independent: the patient where known, else the image, the
     /// report, the same context, and the group alone where it has none of them.
     pub fn cluster_id(&self) -> String {
@@ -118,14 +139,6 @@ pub struct GroupFile {
     pub sha256: String,
     /// In the file's order, at least one.
     pub groups: Vec<PromptGroup>,
-}
-
-impl GroupFile {
-    /// Path of a group's image.
-    pub fn image_path(&self, group: &PromptGroup) -> Option<PathBuf> {
-        let folder = self.path.parent().unwrap_or(Path::new(""));
-        group.image.as_ref().map(|image| folder.join(image))
-    }
 }
 
 /// Reads a JSONL file. Empty lines are skipped.
@@ -180,10 +193,7 @@ fn group(mut fields: Map<String, Value>, options: ReadOptions) -> Result<PromptG
         _ => None,
     };
     let id = id.ok_or_else(|| kind("id", "a string or a whole number", &fields["id"]))?;
-    if id.trim().is_empty() {
-        return Err(Problem::Empty("id".into()));
-    }
-    let question = non_empty("question", required(&fields, "question")?)?;
+    let question = text("question", required(&fields, "question")?)?;
     let answer = required(&fields, "answer")?;
     let answer = match answer.as_str().map(|answer| answer.trim().to_lowercase()).as_deref() {
         Some("yes") => Answer::Yes,
@@ -191,9 +201,6 @@ fn group(mut fields: Map<String, Value>, options: ReadOptions) -> Result<PromptG
         _ => return Err(Problem::Answer { key: "answer", found: describe(answer) }),
     };
     let image = optional("image", fields.get("image"))?;
-    if image.as_ref().is_some_and(|image| image.trim().is_empty()) {
-        return Err(Problem::Empty("image".into()));
-    }
     let context = optional("context", fields.get("context"))?.filter(|context| !context.trim().is_empty());
     let mut paraphrases = match fields.get("paraphrases") {
         None | Some(Value::Null) if options.allow_no_paraphrases => Vec::new(),
@@ -203,25 +210,24 @@ fn group(mut fields: Map<String, Value>, options: ReadOptions) -> Result<PromptG
         }
         Some(other) => return Err(kind("paraphrases", "a list", other)),
     };
-    if paraphrases.is_empty() && !options.allow_no_paraphrases {
-        return Err(Problem::NoParaphrases);
-    }
     let meta = match fields.remove("meta") {
         None | Some(Value::Null) => Meta::default(),
         Some(Value::Object(entries)) => meta(entries, &mut paraphrases)?,
         Some(other) => return Err(kind("meta", "an object", &other)),
     };
-    Ok(PromptGroup { id, image, context, question, paraphrases, answer, meta })
+    let group = PromptGroup { id, image, context, question, paraphrases, answer, meta };
+    group.check(options)?;
+    Ok(group)
 }
 
 fn paraphrase(index: usize, value: &Value) -> Result<Paraphrase, Problem> {
     let key = format!("paraphrases[{index}]");
     match value {
-        Value::String(_) => Ok(Paraphrase { text: non_empty(&key, value)?, phenomenon: None }),
+        Value::String(_) => Ok(Paraphrase { text: text(&key, value)?, phenomenon: None }),
         Value::Object(fields) => {
-            let text = fields.get("text").unwrap_or(&Value::Null);
+            let value = fields.get("text").unwrap_or(&Value::Null);
             Ok(Paraphrase {
-                text: non_empty(&format!("{key}.text"), text)?,
+                text: text(&format!("{key}.text"), value)?,
                 phenomenon: optional(&format!("{key}.phenomenon"), fields.get("phenomenon"))?,
             })
         }
@@ -272,9 +278,8 @@ fn missing(fields: &Map<String, Value>, key: &'static str) -> Problem {
     Problem::Missing { key, nearest: unknown.find(|found| found.contains(key)).cloned() }
 }
 
-fn non_empty(key: &str, value: &Value) -> Result<String, Problem> {
+fn text(key: &str, value: &Value) -> Result<String, Problem> {
     match value {
-        Value::String(text) if text.trim().is_empty() => Err(Problem::Empty(key.to_owned())),
         Value::String(text) => Ok(text.clone()),
         other => Err(kind(key, "a string", other)),
     }
@@ -422,6 +427,22 @@ mod tests {
         assert!(matches!(read(b"\n \n", ReadOptions::default()), Err(Error::NoGroups { .. })));
         assert!(read(b"\xff\n", ReadOptions::default()).unwrap_err().to_string().contains("line 1"));
         assert!(matches!(read_groups("no/such/file.jsonl", ReadOptions::default()), Err(Error::Read { .. })));
+    }
+
+    #[test]
+    fn a_group_made_by_hand_is_checked_as_a_read_one_is() {
+        let group = one(r#"{"id": "g", "question": "Q?", "paraphrases": ["A?", "B?"], "answer": "yes"}"#).unwrap();
+        let check = |change: fn(&mut PromptGroup)| {
+            let mut changed = group.clone();
+            change(&mut changed);
+            changed.check(ReadOptions::default())
+        };
+        assert_eq!(check(|_| ()), Ok(()));
+        assert_eq!(check(|group| group.question = " \n".into()), Err(Problem::Empty("question".into())));
+        assert_eq!(check(|group| group.paraphrases[1].text.clear()), Err(Problem::Empty("paraphrases[1]".into())));
+        assert_eq!(check(|group| group.paraphrases.clear()), Err(Problem::NoParaphrases));
+        let alone = PromptGroup { paraphrases: Vec::new(), ..group.clone() };
+        assert_eq!(alone.check(ReadOptions { allow_no_paraphrases: true }), Ok(()));
     }
 
     #[test]

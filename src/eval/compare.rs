@@ -21,7 +21,7 @@ pub struct Comparison {
     pub second: f64,
     /// The statistic: second − first.
     pub difference: f64,
-    /// Two-sided.
+    /// Two-sided; NaN where nothing was compared.
     pub p_value: f64,
     /// Questions, pairs or phrasings compared.
     pub n: u64,
@@ -38,7 +38,7 @@ fn counts(group: &[Sample]) -> AnswerCounts {
 }
 
 const COMPARED: [(&str, PerQuestion); 4] = [
-    ("flip_rate_question", |group| (counts(group).flipped_questions as f64, 1.0)),
+    ("flip_rate_question", |group| (counts(group).flipped_questions as f64, f64::from(u8::from(group.len() > 1)))),
     ("flip_rate_pair", |group| (counts(group).flipped_pairs as f64, counts(group).pairs as f64)),
     ("margin_difference", |group| {
         (group.iter().skip(1).map(|k| (k.margin - group[0].margin).abs()).sum(), group.len().saturating_sub(1) as f64)
@@ -99,7 +99,7 @@ pub fn compare(
             first: sum_a / units,
             second: sum_b / units,
             difference: (sum_b - sum_a) / units,
-            p_value: paired_permutation(&differences, permutations, seed),
+            p_value: if units == 0.0 { f64::NAN } else { paired_permutation(&differences, permutations, seed) },
             n: units as u64,
             clusters: clusters.len(),
         }

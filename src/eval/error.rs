@@ -6,12 +6,6 @@ pub enum Error {
     /// Nothing to evaluate.
     #[error("there are no questions to evaluate")]
     NoQuestions,
-    /// A flip needs a paraphrase.
-    #[error("group `{group}` has no paraphrase, so it cannot flip")]
-    NoParaphrase {
-        /// Its id.
-        group: String,
-    },
     /// The model left the numbers.
     #[error("phrasing {index} of group `{group}` has a margin of {margin}")]
     NonFinite {
@@ -33,6 +27,14 @@ pub enum Error {
         stored: String,
         /// As given.
         given: String,
+    },
+    /// `samples.jsonl` is something else's file.
+    #[error("{path} is not the sample file of an evaluation: {problem}")]
+    NotSamples {
+        /// The file.
+        path: String,
+        /// What was expected and what was found.
+        problem: String,
     },
     /// A record that cannot be read or does not fit.
     #[error("{place}: {problem}")]
@@ -67,9 +69,9 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoQuestions => "check the data file and --limit",
-            Self::NoParaphrase { .. } => "add a paraphrase to the group or remove it",
             Self::NonFinite { .. } => "run `unflip inspect` on the model and adapter to find the tensor at fault",
             Self::OtherEvaluation { .. } => "choose another output folder",
+            Self::NotSamples { .. } => "choose another output folder, or move the file away",
             Self::Record { .. } => "remove the file to evaluate again",
             Self::NotResults { .. } => "give the folder that `unflip eval --out` wrote",
             Self::OtherQuestions { .. } => "evaluate both models on the same file with the same --limit",

@@ -17,8 +17,6 @@ use std::path::Path;
 pub struct EvalSettings {
     /// Questions packed into one launch.
     pub groups_per_batch: usize,
-    /// First questions only.
-    pub limit: Option<usize>,
     /// Bootstrap resamples.
     pub resamples: usize,
     /// Seed of the bootstrap.
@@ -27,7 +25,7 @@ pub struct EvalSettings {
 
 impl Default for EvalSettings {
     fn default() -> Self {
-        Self { groups_per_batch: 1, limit: None, resamples: 1000, seed: 0 }
+        Self { groups_per_batch: 1, resamples: 1000, seed: 0 }
     }
 }
 
@@ -61,10 +59,10 @@ impl Evaluation {
 }
 
 /// Evaluates `questions` into `folder` (`samples.jsonl`, `results.json`), going on from what an evaluation with the same
-/// header has stored there. `config` is recorded in the result file; `progress` sees the counts after every launch.
+/// header has stored there. A question without paraphrase counts in accuracy and yes-rate alone. `config` is recorded in the result file; `progress` sees the counts after every launch.
 ///
 /// # Errors
-/// No questions, a question without a paraphrase, a non-finite margin, samples of another evaluation, a folder in use.
+/// No questions, a non-finite margin, samples of another evaluation, a folder in use.
 pub fn evaluate<E: MarginEngine>(
     engine: &mut E,
     questions: &[Question],
@@ -74,12 +72,8 @@ pub fn evaluate<E: MarginEngine>(
     folder: &Path,
     mut progress: impl FnMut(&AnswerCounts),
 ) -> Result<Evaluation> {
-    let questions = &questions[..settings.limit.unwrap_or(questions.len()).min(questions.len())];
     if questions.is_empty() {
         return Err(Error::NoQuestions.into());
-    }
-    if let Some(lone) = questions.iter().find(|question| question.group.tokens.suffixes.len() < 2) {
-        return Err(Error::NoParaphrase { group: lone.group.id.clone() }.into());
     }
     std::fs::create_dir_all(folder).map_err(|source| crate::Error::io("create", folder, source))?;
     let _lock = FolderLock::take(folder)?;
@@ -106,7 +100,6 @@ pub fn evaluate<E: MarginEngine>(
     file.sync()?;
     let evaluation = Evaluation { resumed, ..Evaluation::of(groups, settings) };
     let config = json!({
-        "limit": settings.limit,
         "groups_per_batch": settings.groups_per_batch,
         "bootstrap_resamples": settings.resamples,
         "bootstrap_seed": settings.seed,

@@ -65,8 +65,9 @@ fn header() -> Header {
 }
 
 fn run(engine: &mut Prescribed, header: &Header, limit: Option<usize>, folder: &Path) -> Result<Evaluation> {
-    let settings = EvalSettings { limit, ..EvalSettings::default() };
-    evaluate(engine, &questions(), header, &settings, Value::Null, folder, |_| {})
+    let mut questions = questions();
+    questions.truncate(limit.unwrap_or(usize::MAX));
+    evaluate(engine, &questions, header, &EvalSettings::default(), Value::Null, folder, |_| {})
 }
 
 fn values(set: &MetricSet) -> [f64; METRICS.len()] {
@@ -195,6 +196,16 @@ fn samples_of_another_evaluation_are_refused() {
     let other = Header { adapter: Some("x".into()), ..header() };
     let error = run(&mut engine(), &other, None, folder.path()).expect_err("another adapter");
     assert!(error.to_string().ends_with("was begun with another adapter: it has none, this evaluation x"), "{error}");
+    for (other, key) in [
+        (Header { embed_scale: "22.627417".into(), ..header() }, "embedding scale"),
+        (Header { share_prefix: true, ..header() }, "prefix sharing"),
+        (Header { yes: 5, ..header() }, "yes token"),
+        (Header { no: 6, ..header() }, "no token"),
+        (Header { precision: "bf16".into(), ..header() }, "precision"),
+    ] {
+        let error = run(&mut engine(), &other, None, folder.path()).expect_err(key).to_string();
+        assert!(error.contains(&format!("was begun with another {key}: ")), "{error}");
+    }
     let mut tokens = questions();
     tokens[1].group.tokens.suffixes[2] = vec![77];
     let settings = EvalSettings::default();
@@ -214,11 +225,6 @@ fn bad_questions_are_refused_by_name() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let error = run(&mut engine(), &header(), Some(0), folder.path()).expect_err("none");
     assert_eq!(error.to_string(), "there are no questions to evaluate");
-    let mut lone = questions();
-    lone[2].group.tokens.suffixes.truncate(1);
-    let settings = EvalSettings::default();
-    let error = evaluate(&mut engine(), &lone, &header(), &settings, Value::Null, folder.path(), |_| {});
-    assert_eq!(error.expect_err("lone").to_string(), "group `c` has no paraphrase, so it cannot flip");
     let mut broken = engine();
     broken.margins[1].1[2] = f64::NAN;
     let error = run(&mut broken, &header(), None, folder.path()).expect_err("not finite");
@@ -264,7 +270,7 @@ fn results_on_other_data_are_not_compared() {
     run(&mut engine(), &Header { data: "e".into(), ..header() }, None, second.path()).expect("evaluated");
     let read = |folder: &tempfile::TempDir| StoredResults::read(folder.path()).expect("read");
     let refused = |a: &StoredResults, b: &StoredResults| compare(a, b, 10, 0).expect_err("refused").to_string();
-    assert!(refused(&read(&first), &read(&second)).ends_with("their data hashes are d and e"));
+    assert!(refused(&read(&first), &read(&second)).ends_with("they are of different data (SHA-256 d and e)"));
     let mut fewer = read(&first);
     fewer.groups.truncate(3);
     assert!(refused(&read(&first), &fewer).ends_with("they have 4 and 3 questions"));
@@ -276,4 +282,66 @@ fn results_on_other_data_are_not_compared() {
     );
     fs::remove_file(first.path().join("samples.jsonl")).expect("removed");
     assert!(StoredResults::read(first.path()).is_err());
+}
+
+#[test]
+fn questions_without_paraphrase_count_where_nothing_is_paired() {
+    let lone = |places: &[usize]| {
+        let mut questions = questions();
+        let mut engine = engine();
+        for &place in places {
+            questions[place].group.tokens.suffixes.truncate(1);
+            engine.margins[place].1.truncate(1);
+        }
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let settings = EvalSettings::default();
+        let evaluation = evaluate(&mut engine, &questions, &header(), &settings, Value::Null, folder.path(), |_| {});
+        (evaluation.expect("evaluated"), StoredResults::read(folder.path()).expect("read"))
+    };
+    // Without c's paraphrase: a flips of a, b, d; |Δm| 1 3 | 2 1 | 1 2; originals as before.
+    let (evaluation, _) = lone(&[2]);
+    let sd = (6.5_f64 / 3.0).sqrt();
+    assert_close(values(&evaluation.metrics), [1.0 / 3.0, 1.0 / 6.0, 10.0 / 6.0, sd, 0.5, 0.5, 0.5]);
+    assert_eq!((evaluation.metrics.can_flip, evaluation.metrics.counts.questions), (3, 4));
+    let (evaluation, results) = lone(&[0, 1, 2, 3]);
+    assert_close(values(&evaluation.metrics), [f64::NAN, f64::NAN, f64::NAN, sd, 0.5, 0.5, 0.5]);
+    for key in ["flip_rate_question", "flip_rate_pair_low", "margin_difference"] {
+        assert_eq!(results.json["results"][key], Value::Null, "{key}");
+    }
+    assert_eq!(results.json["results"]["n_questions_with_paraphrases"], 0);
+    let rows = compare(&results, &results, 10, 0).expect("compared");
+    assert!(rows[..3].iter().all(|row| row.n == 0 && row.first.is_nan() && row.p_value.is_nan()));
+    assert_eq!((rows[3].n, rows[3].first, rows[3].p_value), (4, 0.5, 1.0));
+}
+
+#[test]
+fn a_file_that_is_no_sample_file_is_refused_and_stays_as_it_is() {
+    for foreign in ["notes without a line's end", "{\"head", "{\"id\": 1}\n{\"id\": 2}\n", "\n", "text\nmore"] {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("samples.jsonl");
+        fs::write(&path, foreign).expect("written");
+        let refused = run(&mut engine(), &header(), None, folder.path());
+        if foreign == "{\"head" {
+            refused.expect("the beginning of our own header is a torn header");
+            continue;
+        }
+        let error = refused.expect_err(foreign);
+        assert!(matches!(error, crate::Error::Eval(Error::NotSamples { .. })), "{error}");
+        assert_eq!(fs::read_to_string(&path).expect("read"), foreign);
+    }
+}
+
+#[test]
+fn a_group_torn_in_the_middle_is_refused_and_the_file_stays_as_it_is() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    run(&mut engine(), &header(), None, folder.path()).expect("evaluated");
+    let path = folder.path().join("samples.jsonl");
+    let text = fs::read_to_string(&path).expect("read");
+    let lines: Vec<&str> = text.lines().collect();
+    // Line 4 is the last phrasing of `a`.
+    let torn = [&lines[..3], &lines[4..]].concat().join("\n") + "\n";
+    fs::write(&path, &torn).expect("written");
+    let error = run(&mut engine(), &header(), None, folder.path()).expect_err("torn").to_string();
+    assert!(error.ends_with("samples.jsonl:2: expected 3 phrasings of `a`, found 2"), "{error}");
+    assert_eq!(fs::read_to_string(&path).expect("read"), torn);
 }

@@ -1,6 +1,7 @@
 //! Rates from samples, with bootstrap intervals over clusters and breakdowns by phenomenon and by finding.
 //!
-//! Each metric is a function of sums over questions ([`Tally`]), so a resample adds the drawn clusters' sums.
+//! Rates of flips and margin differences are over questions that have a paraphrase; where none has, they are undefined (NaN,
+//! null in JSON). Each metric is a function of sums over questions ([`Tally`]), so a resample adds the drawn clusters' sums.
 
 use super::samples::Sample;
 use super::statistics::{bootstrap, interval};
@@ -32,6 +33,8 @@ pub struct MetricSet {
     pub estimates: [Estimate; METRICS.len()],
     /// Sums behind them: numbers of questions, pairs and ties among them.
     pub counts: AnswerCounts,
+    /// Questions that have a paraphrase: the units of `flip_rate_question`.
+    pub can_flip: u64,
     /// Units of resampling.
     pub clusters: usize,
 }
@@ -40,6 +43,8 @@ pub struct MetricSet {
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     counts: AnswerCounts,
+    /// Questions that have a paraphrase, and so can flip.
+    can_flip: u64,
     /// Σ|m_k − m_0| over pairs.
     margin_differences: f64,
     /// Σ(m_0 − c) and Σ(m_0 − c)², c being the mean over all questions, so that the variance does not cancel.
@@ -54,6 +59,7 @@ impl Tally {
         let centred = original - centre;
         Self {
             counts: AnswerCounts::of(&margins, group[0].truth == "yes"),
+            can_flip: u64::from(!paraphrases.is_empty()),
             margin_differences: paraphrases.iter().map(|m| (m - original).abs()).sum(),
             centred,
             centred_squares: centred * centred,
@@ -62,6 +68,7 @@ impl Tally {
 
     fn add(&mut self, other: &Self) {
         self.counts += other.counts;
+        self.can_flip += other.can_flip;
         self.margin_differences += other.margin_differences;
         self.centred += other.centred;
         self.centred_squares += other.centred_squares;
@@ -74,7 +81,7 @@ impl Tally {
         let n = counts.questions as f64;
         let variance = (self.centred_squares - self.centred * self.centred / n) / (n - 1.0);
         [
-            share(counts.flipped_questions, counts.questions),
+            share(counts.flipped_questions, self.can_flip),
             share(counts.flipped_pairs, counts.pairs),
             if counts.pairs == 0 { f64::NAN } else { self.margin_differences / counts.pairs as f64 },
             if counts.questions < 2 { f64::NAN } else { variance.max(0.0).sqrt() },
@@ -118,7 +125,7 @@ impl MetricSet {
             let (stderr, low, high) = interval(resampled.iter().map(|values| values[metric]).collect());
             Estimate { value: values[metric], stderr, low, high }
         });
-        Self { estimates, counts: total.counts, clusters: clusters.len() }
+        Self { estimates, counts: total.counts, can_flip: total.can_flip, clusters: clusters.len() }
     }
 
     /// The estimate of a metric of [`METRICS`].
@@ -140,6 +147,7 @@ impl MetricSet {
             ("ties", counts.ties),
             ("label_yes", counts.label_yes),
             ("n_questions", counts.questions),
+            ("n_questions_with_paraphrases", self.can_flip),
             ("n_pairs", counts.pairs),
             ("n_phrasings", counts.phrasings),
             ("n_clusters", self.clusters as u64),

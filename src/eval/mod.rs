@@ -2,7 +2,9 @@
 //! tests between two results. Statistics are apart from running, so that a result can be recomputed from its samples.
 //!
 //! Everything is counted on margins: the answer is yes iff m > 0, a paraphrase flips if its answer differs from the
-//! original's. Intervals and tests draw whole clusters (a report or an image), because its questions share it.
+//! original's. Intervals and tests draw whole clusters (a patient, image or report), because its questions share it.
+
+#![forbid(unsafe_code)]
 
 mod compare;
 mod error;

@@ -19,12 +19,10 @@ pub(super) const SAMPLES: &str = "samples.jsonl";
 
 /// The machine: operating system, architecture, processor and logical cores.
 pub fn environment() -> Value {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
     json!({
         "os": std::env::consts::OS,
         "arch": std::env::consts::ARCH,
-        "cpu": cpu,
+        "cpu": crate::machine::cpu_name(),
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
     })
 }
@@ -45,6 +43,9 @@ pub(super) fn write(folder: &Path, evaluation: &Evaluation, header: &Header, con
         "data_hash": header.data,
         "template_hash": header.template,
         "precision": header.precision,
+        "embed_scale": header.embed_scale,
+        "share_prefix": header.share_prefix,
+        "answer_ids": { "yes": header.yes, "no": header.no },
         "unit": header.unit,
         "environment": environment(),
     });

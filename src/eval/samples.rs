@@ -1,9 +1,10 @@
 //! `samples.jsonl`: a header that says what was evaluated, then one record a phrasing, appended group by group. A restarted
-//! evaluation checks the header, keeps the whole groups and goes on; a torn tail is cut off.
+//! evaluation checks the header, keeps the whole groups and goes on; a torn last group is cut off. A file of anything else
+//! is refused and stays as it is.
 
 use super::Error;
+use crate::digest::sha256;
 use crate::error::Result;
-use crate::train::durable::sha256;
 use crate::train::{EngineGroup, says_yes};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -19,7 +20,7 @@ pub struct Question {
     pub phenomena: Vec<Option<String>>,
     /// The finding asked about, where known.
     pub finding: Option<String>,
-    /// Report or image that its questions share: the unit of resampling.
+    /// Patient, image or report that questions share: the unit of resampling.
     pub cluster: String,
 }
 
@@ -36,6 +37,18 @@ pub struct Header {
     pub template: String,
     /// Precision computed with.
     pub precision: String,
+    /// Factor of the embedding, as it was rounded.
+    #[serde(default)]
+    pub embed_scale: String,
+    /// Whether a group's prefix is computed once.
+    #[serde(default)]
+    pub share_prefix: bool,
+    /// Token id of yes.
+    #[serde(default)]
+    pub yes: u32,
+    /// Token id of no.
+    #[serde(default)]
+    pub no: u32,
     /// What decides the bits beyond that: device and unit.
     pub unit: String,
     /// Version of unflip.
@@ -44,18 +57,30 @@ pub struct Header {
 
 impl Header {
     fn first_difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
-        let none = "none".to_owned();
-        let pairs = [
-            ("model", &self.model, &other.model),
-            ("adapter", self.adapter.as_ref().unwrap_or(&none), other.adapter.as_ref().unwrap_or(&none)),
-            ("data hash", &self.data, &other.data),
-            ("template hash", &self.template, &other.template),
-            ("precision", &self.precision, &other.precision),
-            ("unit", &self.unit, &other.unit),
-            ("version", &self.version, &other.version),
-        ];
-        let different = pairs.into_iter().find(|(_, stored, given)| stored != given);
-        different.map(|(key, stored, given)| (key, stored.clone(), given.clone()))
+        let (stored, given) = (self.entries(), other.entries());
+        let different = stored.into_iter().zip(given).find(|((_, stored), (_, given))| stored != given);
+        different.map(|((key, stored), (_, given))| (key, stored, given))
+    }
+
+    /// Every field by the name that an error gives it.
+    fn entries(&self) -> [(&'static str, String); 11] {
+        // Without `..`, so that a new field cannot be forgotten here.
+        let Self { model, adapter, data, template, precision, embed_scale, share_prefix, yes, no, unit, version } =
+            self;
+        let or_none = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
+        [
+            ("model", or_none(model)),
+            ("adapter", or_none(adapter.as_deref().unwrap_or_default())),
+            ("data hash", or_none(data)),
+            ("template hash", or_none(template)),
+            ("precision", or_none(precision)),
+            ("embedding scale", or_none(embed_scale)),
+            ("prefix sharing", share_prefix.to_string()),
+            ("yes token", yes.to_string()),
+            ("no token", no.to_string()),
+            ("unit", or_none(unit)),
+            ("version", or_none(version)),
+        ]
     }
 }
 
@@ -147,6 +172,10 @@ impl SampleFile {
             Err(error) => return Err(io("read")(error)),
         };
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        // A file without a whole line is ours only where a kill tore the header itself.
+        if whole == 0 && !header_line(header, path)?.starts_with(&text) {
+            return Err(not_samples(path, "it does not begin with an evaluation's header").into());
+        }
         let (stored, groups, length) = parse(path, &text[..whole])?;
         if let Some((key, stored, given)) = stored.as_ref().and_then(|stored| stored.first_difference(header)) {
             let path = path.display().to_string();
@@ -155,7 +184,8 @@ impl SampleFile {
         // Groups beyond the last question may stand when --limit fell; they are kept and not used.
         let mut length = length;
         let mut finished = Vec::new();
-        for (group, question) in groups.into_iter().zip(questions) {
+        let last = groups.len().saturating_sub(1);
+        for (place, (group, question)) in groups.into_iter().zip(questions).enumerate() {
             let first = &group.samples[0];
             if first.id != question.group.id {
                 let problem = format!("expected group `{}`, found `{}`", question.group.id, first.id);
@@ -167,7 +197,13 @@ impl SampleFile {
                     return Err(Error::Record { place: format!("{}:{}", path.display(), group.line), problem }.into());
                 }
             }
-            if group.samples.len() != question.group.tokens.suffixes.len() {
+            let (found, expected) = (group.samples.len(), question.group.tokens.suffixes.len());
+            if found != expected {
+                // A kill tears the last group only.
+                if place < last || found > expected {
+                    let problem = format!("expected {expected} phrasings of `{}`, found {found}", first.id);
+                    return Err(Error::Record { place: format!("{}:{}", path.display(), group.line), problem }.into());
+                }
                 length = group.start;
                 break;
             }
@@ -178,21 +214,18 @@ impl SampleFile {
         std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(io("write"))?;
         let mut opened = Self { path: path.into(), file };
         if stored.is_none() {
-            opened.write(&[HeaderLine { header: header.clone() }])?;
+            let line = header_line(header, path)?;
+            opened.file.write_all(&line).map_err(io("write"))?;
         }
         Ok((opened, finished))
     }
 
     /// Appends one group's records with one write.
     pub fn append(&mut self, samples: &[Sample]) -> Result<()> {
-        self.write(samples)
-    }
-
-    fn write(&mut self, lines: &[impl Serialize]) -> Result<()> {
         let mut write = || {
             let mut text = Vec::new();
-            for line in lines {
-                serde_json::to_writer(&mut text, line)?;
+            for sample in samples {
+                serde_json::to_writer(&mut text, sample)?;
                 text.push(b'\n');
             }
             self.file.write_all(&text)
@@ -204,6 +237,18 @@ impl SampleFile {
     pub fn sync(&self) -> Result<()> {
         self.file.sync_all().map_err(|source| crate::Error::io("sync", &self.path, source))
     }
+}
+
+/// The first line of the file.
+fn header_line(header: &Header, path: &Path) -> Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(&HeaderLine { header: header.clone() })
+        .map_err(|error| crate::Error::io("write", path, error.into()))?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn not_samples(path: &Path, problem: &str) -> Error {
+    Error::NotSamples { path: path.display().to_string(), problem: problem.into() }
 }
 
 /// Consecutive records of one group.
@@ -223,8 +268,9 @@ fn parse(path: &Path, text: &[u8]) -> Result<(Option<Header>, Vec<StoredGroup>, 
     for (number, line) in (1..).zip(text.split_inclusive(|&byte| byte == b'\n')) {
         let problem = |problem: String| Error::Record { place: format!("{}:{number}", path.display()), problem };
         if header.is_none() {
-            let found: HeaderLine = serde_json::from_slice(line)
-                .map_err(|error| problem(format!("expected an evaluation's header: {error}")))?;
+            let found: HeaderLine = serde_json::from_slice(line).map_err(|error| {
+                not_samples(path, &format!("it does not begin with an evaluation's header: {error}"))
+            })?;
             header = Some(found.header);
         } else {
             let sample: Sample =
@@ -246,7 +292,6 @@ fn parse(path: &Path, text: &[u8]) -> Result<(Option<Header>, Vec<StoredGroup>, 
 pub(super) fn read(path: &Path) -> Result<(Header, Vec<Vec<Sample>>)> {
     let text = fs::read(path).map_err(|source| crate::Error::io("read", path, source))?;
     let (header, groups, _) = parse(path, &text)?;
-    let place = || format!("{}:1", path.display());
-    let header = header.ok_or_else(|| Error::Record { place: place(), problem: "the file is empty".into() })?;
+    let header = header.ok_or_else(|| not_samples(path, "it is empty"))?;
     Ok((header, groups.into_iter().map(|group| group.samples).collect()))
 }

@@ -193,7 +193,7 @@ impl<'m, D: Device> Pass<'_, 'm, D> {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim,
-            scale: config.query_pre_attn_scalar.powf(-0.5) as f32,
+            scale: (1.0 / config.query_pre_attn_scalar.sqrt()) as f32,
         };
         let attended = self.tape.attention(shape, &plan, q_rotated, k_rotated, v);
         self.release([q_rotated, k_rotated, v]);

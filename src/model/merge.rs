@@ -8,6 +8,7 @@ use crate::weights::{AdapterFile, Checkpoint, Dtype, LoraTensors, TensorView, wr
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 /// Writes `checkpoint` with `adapter` merged as a new model folder: same weight files and names, other files copied. The folder
@@ -29,6 +30,8 @@ pub fn merge(
     fs::create_dir_all(parent).map_err(|error| crate::Error::io("create", parent, error))?;
     let staging = tempfile::Builder::new()
         .prefix(".merge-")
+        // The process's umask decides, as for any other folder; temporary ones are private by default.
+        .permissions(fs::Permissions::from_mode(0o777))
         .tempdir_in(parent)
         .map_err(|error| crate::Error::io("create a folder in", parent, error))?;
 

@@ -1,6 +1,8 @@
 //! Gemma 3's text decoder, written once over [`crate::ops::Device`]: frozen weights, LoRA parameters, sites, and the forward
 //! pass that evaluation, training and `trace` share.
 
+#![forbid(unsafe_code)]
+
 mod adapter;
 mod engine;
 mod error;

@@ -5,13 +5,14 @@ use crate::weights::Rope;
 /// `[positions.len(), head_dim]` row-major: cosines of the row's head_dim/2 angles, then their sines.
 ///
 /// Inverse frequencies and angles are rounded to f32 as Hugging Face computes them (an angle of position 700 is off by up to
-/// 3e-5 otherwise), the functions themselves are evaluated in f64.
+/// 3e-5 otherwise); the functions themselves are evaluated in f64, by code of this program rather than the system's mathematics
+/// library, so that every machine gets the same bits.
 pub fn rope_table(positions: &[u32], rope: &Rope, head_dim: usize) -> Vec<f32> {
     let half = head_dim / 2;
     let inverse: Vec<f32> = (0..half)
         .map(|j| {
             let exponent = (2 * j) as f32 / head_dim as f32;
-            let power = rope.theta.powf(f64::from(exponent)) as f32;
+            let power = libm::pow(rope.theta, f64::from(exponent)) as f32;
             (1.0 / power) / rope.factor as f32
         })
         .collect();
@@ -19,8 +20,8 @@ pub fn rope_table(positions: &[u32], rope: &Rope, head_dim: usize) -> Vec<f32> {
     for (row, &position) in table.chunks_exact_mut(head_dim).zip(positions) {
         for (j, &frequency) in inverse.iter().enumerate() {
             let angle = f64::from(position as f32 * frequency);
-            row[j] = angle.cos() as f32;
-            row[half + j] = angle.sin() as f32;
+            row[j] = libm::cos(angle) as f32;
+            row[half + j] = libm::sin(angle) as f32;
         }
     }
     table

@@ -21,6 +21,14 @@ pub enum Error {
         /// As given.
         found: f64,
     },
+    /// λ for a loss of one term.
+    #[error("λ = {found} was given for `{loss}`, which has no second part to weight")]
+    UnusedLambda {
+        /// The loss.
+        loss: String,
+        /// As given.
+        found: f64,
+    },
     /// Neither part is given.
     #[error("the objective has neither a consistency nor an accuracy part")]
     Empty,
@@ -45,6 +53,7 @@ impl Error {
                 None => format!("choose one of {known}"),
             }),
             Self::Lambda { .. } => Some("0 leaves one part alone, inf the other; 1 is the paper's weight".into()),
+            Self::UnusedLambda { .. } => Some("leave λ out, or choose `paper` or `combined`".into()),
             Self::Empty => Some("set `loss = \"paper\"`, or one of `consistency` and `accuracy`".into()),
         }
     }

@@ -3,6 +3,8 @@
 //! Margin m = z_yes − z_no, p = σ(m). Every loss is a mean over the pairs or the phrasings of one group; the mean over groups is the
 //! trainer's. The mean over no pairs is 0: a group of one phrasing has a loss only under `ce-binary`, `ce-full` and their kind.
 
+#![forbid(unsafe_code)]
+
 mod error;
 mod pool;
 mod terms;
@@ -16,6 +18,19 @@ use serde::{Deserialize, Serialize};
 
 /// Names that [`Objective::new`] knows.
 pub const LOSSES: [&str; 7] = ["paper", "margin", "symkl-binary", "symkl-full", "ce-binary", "ce-full", "combined"];
+/// Names of consistency parts.
+pub const CONSISTENCY: [&str; 3] = ["margin", "symkl-binary", "symkl-full"];
+/// Names of accuracy parts.
+pub const ACCURACY: [&str; 2] = ["ce-binary", "ce-full"];
+
+/// λ of a whole loss where none is given; `None` for a loss of one term, which has no λ.
+pub fn default_lambda(loss: &str) -> Option<f64> {
+    match loss {
+        "paper" => Some(1.0),
+        "combined" => Some(0.1),
+        _ => None,
+    }
+}
 
 /// Which phrasings of a group are paired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,21 +110,23 @@ impl Objective {
     /// A loss by name:
     /// - `paper`: per pair symKL(i, j) + λ·(CE_i + CE_j) on {yes, no}; λ is 1 by default, 0 leaves consistency alone, infinity accuracy.
     /// - `combined`: `ce-full` + λ·`margin`; λ is 0.1 by default, infinity leaves the margin term alone.
-    /// - `margin`, `symkl-binary`, `symkl-full`, `ce-binary`, `ce-full`: that term; it has no λ, and one that is given is not used.
+    /// - `margin`, `symkl-binary`, `symkl-full`, `ce-binary`, `ce-full`: that term; it has no λ.
     ///
     /// # Errors
-    /// An unknown name (the error lists the known ones and the nearest); λ negative or not a number.
+    /// An unknown name (the error lists the known ones and the nearest); λ negative or not a number, or given for a loss of one term.
     pub fn new(loss: &str, pairs: Pairs, lambda: Option<f64>) -> Result<Self, Error> {
-        let term = |consistency: Option<Consistency>, accuracy: Option<Accuracy>| {
-            Self::custom(consistency, accuracy, pairs, lambda.unwrap_or(1.0))
-        };
+        if let (Some(found), None, true) = (lambda, default_lambda(loss), LOSSES.contains(&loss)) {
+            return Err(Error::UnusedLambda { loss: loss.to_owned(), found });
+        }
+        let lambda = lambda.or(default_lambda(loss));
+        let term = |consistency, accuracy| Self::custom(consistency, accuracy, pairs, lambda);
         match loss {
             "paper" => {
                 let parts = term(Some(Consistency::SymklBinary), Some(Accuracy::CeBinary))?;
                 Ok(Self { accuracy_of_pairs: true, ..parts })
             }
             "combined" => {
-                let (accuracy, consistency) = weights(lambda.unwrap_or(0.1))?;
+                let (accuracy, consistency) = weights(lambda.unwrap_or(1.0))?;
                 Ok(Self {
                     consistency: Some((Consistency::Margin, consistency)),
                     accuracy: Some((Accuracy::CeFull, accuracy)),
@@ -126,22 +143,22 @@ impl Objective {
         }
     }
 
-    /// consistency + λ·accuracy, each a mean of its own. λ = infinity leaves accuracy alone, 0 consistency; a part without the other has
-    /// weight 1.
+    /// consistency + λ·accuracy, each a mean of its own; λ is 1 by default. λ = infinity leaves accuracy alone, 0 consistency; a part
+    /// without the other has weight 1 and no λ.
     ///
     /// # Errors
-    /// No part; λ negative or not a number.
+    /// No part; λ negative or not a number, or given for one part alone.
     pub fn custom(
         consistency: Option<Consistency>,
         accuracy: Option<Accuracy>,
         pairs: Pairs,
-        lambda: f64,
+        lambda: Option<f64>,
     ) -> Result<Self, Error> {
-        let both = weights(lambda)?;
-        let weights = match (consistency, accuracy) {
-            (None, None) => return Err(Error::Empty),
-            (Some(_), Some(_)) => both,
-            _ => (1.0, 1.0),
+        let weights = match (consistency, accuracy, lambda) {
+            (None, None, _) => return Err(Error::Empty),
+            (Some(_), Some(_), _) => weights(lambda.unwrap_or(1.0))?,
+            (_, _, None) => (1.0, 1.0),
+            (_, _, Some(found)) => return Err(Error::UnusedLambda { loss: "one part alone".into(), found }),
         };
         Ok(Self {
             consistency: consistency.map(|part| (part, weights.0)),
@@ -183,7 +200,7 @@ impl std::str::FromStr for Consistency {
             "margin" => Ok(Self::Margin),
             "symkl-binary" => Ok(Self::SymklBinary),
             "symkl-full" => Ok(Self::SymklFull),
-            _ => Err(Error::unknown("consistency part", name, &["margin", "symkl-binary", "symkl-full"])),
+            _ => Err(Error::unknown("consistency part", name, &CONSISTENCY)),
         }
     }
 }
@@ -195,7 +212,7 @@ impl std::str::FromStr for Accuracy {
         match name {
             "ce-binary" => Ok(Self::CeBinary),
             "ce-full" => Ok(Self::CeFull),
-            _ => Err(Error::unknown("accuracy part", name, &["ce-binary", "ce-full"])),
+            _ => Err(Error::unknown("accuracy part", name, &ACCURACY)),
         }
     }
 }

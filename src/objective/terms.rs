@@ -151,21 +151,21 @@ impl Sum<'_> {
 /// Softmax and log-sum-exp of a row.
 pub(super) fn softmax(z: &[f64]) -> (Vec<f64>, f64) {
     let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let mut p: Vec<f64> = z.iter().map(|z| (z - max).exp()).collect();
+    let mut p: Vec<f64> = z.iter().map(|z| libm::exp(z - max)).collect();
     let total: f64 = p.iter().sum();
     for p in &mut p {
         *p /= total;
     }
-    (p, max + total.ln())
+    (p, max + libm::log(total))
 }
 
 /// log(1 + eˣ) without overflow.
 fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
+    x.max(0.0) + libm::log1p(libm::exp(-x.abs()))
 }
 
 /// 1/(1 + e⁻ˣ) without overflow, exact in both tails.
 fn sigmoid(x: f64) -> f64 {
-    let e = (-x.abs()).exp();
+    let e = libm::exp(-x.abs());
     if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }
 }

@@ -24,13 +24,14 @@ fn objectives() -> Vec<(String, Objective)> {
     let mut all = Vec::new();
     for pairs in [Pairs::Original, Pairs::All] {
         for name in LOSSES {
-            for lambda in [None, Some(0.0), Some(0.7), Some(f64::INFINITY)] {
+            let weighted = default_lambda(name).map_or(vec![], |_| vec![Some(0.0), Some(0.7), Some(f64::INFINITY)]);
+            for lambda in [vec![None], weighted].concat() {
                 all.push((format!("{name} {pairs:?} {lambda:?}"), Objective::new(name, pairs, lambda).unwrap()));
             }
         }
         for consistency in [Consistency::Margin, Consistency::SymklBinary, Consistency::SymklFull] {
             for accuracy in [Accuracy::CeBinary, Accuracy::CeFull] {
-                let objective = Objective::custom(Some(consistency), Some(accuracy), pairs, 0.3).unwrap();
+                let objective = Objective::custom(Some(consistency), Some(accuracy), pairs, Some(0.3)).unwrap();
                 all.push((format!("{consistency:?} {accuracy:?} {pairs:?}"), objective));
             }
         }
@@ -127,7 +128,8 @@ fn full_terms_are_their_formulas() {
     let value = |name: &str| Objective::new(name, Pairs::All, None).unwrap().evaluate(&group).loss;
     assert!((value("symkl-full") - (symkl(0, 1) + symkl(0, 2) + symkl(1, 2)) / 3.0).abs() < 1e-12);
     assert!((value("ce-full") + p.iter().map(|p| p[1].ln()).sum::<f64>() / 3.0).abs() < 1e-12);
-    let custom = Objective::custom(Some(Consistency::SymklFull), Some(Accuracy::CeFull), Pairs::All, 0.25).unwrap();
+    let custom =
+        Objective::custom(Some(Consistency::SymklFull), Some(Accuracy::CeFull), Pairs::All, Some(0.25)).unwrap();
     assert!((custom.evaluate(&group).loss - value("symkl-full") - 0.25 * value("ce-full")).abs() < 1e-12);
 }
 
@@ -232,6 +234,22 @@ fn pooled_spellings_carry_their_gradient() {
 }
 
 #[test]
+fn a_weight_without_a_second_part_is_refused() {
+    for name in LOSSES {
+        let weighted = Objective::new(name, Pairs::All, Some(0.5));
+        match default_lambda(name) {
+            Some(_) => assert!(weighted.is_ok(), "{name}"),
+            None => assert_eq!(weighted, Err(Error::UnusedLambda { loss: name.into(), found: 0.5 })),
+        }
+        assert!(Objective::new(name, Pairs::All, None).is_ok(), "{name}");
+    }
+    assert_eq!(
+        Objective::custom(None, Some(Accuracy::CeFull), Pairs::All, Some(0.0)).unwrap_err().to_string(),
+        "λ = 0 was given for `one part alone`, which has no second part to weight"
+    );
+}
+
+#[test]
 fn unknown_losses_and_weights_are_refused_with_what_is_meant() {
     let error = Objective::new("symkl_binary", Pairs::All, None).unwrap_err();
     assert_eq!(
@@ -239,13 +257,14 @@ fn unknown_losses_and_weights_are_refused_with_what_is_meant() {
         "unknown loss `symkl_binary`: expected one of paper, margin, symkl-binary, symkl-full, ce-binary, ce-full, combined"
     );
     assert_eq!(error.hint().unwrap(), "did you mean `symkl-binary`?");
-    assert_eq!(Objective::new("zzz", Pairs::All, None).unwrap_err().hint(), None);
+    let hint = Objective::new("zzz", Pairs::All, None).unwrap_err().hint().unwrap();
+    assert_eq!(hint, "choose one of paper, margin, symkl-binary, symkl-full, ce-binary, ce-full, combined");
     assert_eq!(Objective::new("papr", Pairs::All, None).unwrap_err().hint().unwrap(), "did you mean `paper`?");
     for lambda in [-0.1, f64::NAN, f64::NEG_INFINITY] {
         assert!(matches!(Objective::new("paper", Pairs::All, Some(lambda)), Err(Error::Lambda { .. })));
         assert!(matches!(Objective::new("combined", Pairs::All, Some(lambda)), Err(Error::Lambda { .. })));
     }
-    assert_eq!(Objective::custom(None, None, Pairs::All, 1.0), Err(Error::Empty));
+    assert_eq!(Objective::custom(None, None, Pairs::All, None), Err(Error::Empty));
     assert!(
         "kl".parse::<Consistency>().is_err() && "ce".parse::<Accuracy>().is_err() && "some".parse::<Pairs>().is_err()
     );

@@ -9,6 +9,8 @@
 //! row sums run in 16 fixed lanes combined in a fixed tree; results never depend on the number of threads, and a row's
 //! result never depends on what else is in the batch. Portable, AVX2 and AVX-512 give the same bits.
 
+#![forbid(unsafe_code)]
+
 pub mod adamw;
 pub mod answer_head;
 pub mod attention;

@@ -1,5 +1,11 @@
-//! The one table printer: aligned plain text for terminals, Markdown for documents, JSON records for programs. A verb
-//! states columns and cells once and prints whichever was asked for.
+//! What the user sees: the one progress bar, and the one table printer with aligned plain text for terminals, Markdown for
+//! documents and JSON records for programs. A verb states columns and cells once and prints whichever was asked for.
+
+#![forbid(unsafe_code)]
+
+mod progress;
+
+pub use progress::progress_bar;
 
 use serde_json::{Map, Value};
 

@@ -2,6 +2,8 @@
 //!
 //! Rendered prompts start with `<bos>`, so nothing here ever lets the tokenizer add it a second time.
 
+#![forbid(unsafe_code)]
+
 mod answers;
 mod chat;
 mod error;

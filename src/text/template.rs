@@ -2,8 +2,8 @@
 
 use super::Error;
 use super::chat::{IMAGE_MARKER, user_turn};
+use crate::digest::sha256;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 const DEFAULT: &str = "You are a medical imaging expert. For yes/no questions, respond with only Yes or No.\n\n\
     {image}{context}\n\n{question}";
@@ -113,13 +113,13 @@ impl PromptTemplate {
 
     /// SHA-256 of what the template renders, in hexadecimal: equal for templates that write the same prompts.
     pub fn hash(&self) -> String {
-        let mut hash = Sha256::new();
+        let mut rendered = String::new();
         for has_image in [false, true] {
             for context in [None, Some("\0context\0")] {
-                hash.update(self.render("\0question\0", context, has_image));
+                rendered += &self.render("\0question\0", context, has_image);
             }
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        sha256(rendered.as_bytes())
     }
 }
 

@@ -61,8 +61,14 @@ struct ManifestFile {
     sha256: String,
 }
 
-/// Writes `checkpoints/step-N` and returns it.
+/// Writes `checkpoints/step-N` and returns it. A state that is not finite is refused: nothing could go on from it.
 pub(super) fn write<E: TrainEngine>(checkpoints: &Path, engine: &E, position: Position) -> Result<Checkpoint> {
+    let tensors = engine.state();
+    for (what, values) in [("parameters", &tensors.params), ("moments", &tensors.m), ("moments", &tensors.v)] {
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(Error::NonFiniteUpdate { what, step: position.step }.into());
+        }
+    }
     let path = checkpoints.join(format!("step-{}", position.step));
     let temporary = sibling(&path, "tmp");
     let io = |action, path: &Path| {
@@ -75,7 +81,7 @@ pub(super) fn write<E: TrainEngine>(checkpoints: &Path, engine: &E, position: Po
     fs::create_dir_all(&temporary).map_err(io("create", &temporary))?;
     engine.write_adapter(&temporary)?;
     let state = temporary.join(STATE);
-    fs::write(&state, encode_state(&engine.state(), position)?).map_err(io("write", &state))?;
+    fs::write(&state, encode_state(&tensors, position)?).map_err(io("write", &state))?;
 
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(&temporary).map_err(io("read", &temporary))? {

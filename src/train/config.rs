@@ -70,6 +70,11 @@ impl Settings {
             let row = keys::find(key, "flags")?;
             self.assign(row, Given::Text(text), "flags")?;
         }
+        // A file's λ belongs to the file's loss.
+        if (given("objective.loss") || parts) && !given("objective.lambda") && self.objective.default_lambda().is_none()
+        {
+            self.objective.lambda = None;
+        }
         Ok(())
     }
 
@@ -109,6 +114,19 @@ impl Settings {
             }
         }
         json(&toml::Value::Table(self.to_table()))
+    }
+
+    /// As [`Settings::to_json`], only what decides a result: no places, no threads.
+    pub fn deciding_json(&self) -> serde_json::Value {
+        let mut all = self.to_json();
+        for row in KEYS.iter().filter(|row| row.on_resume == OnResume::Free) {
+            if let Some((section, name)) = row.name.split_once('.')
+                && let Some(section) = all.get_mut(section).and_then(serde_json::Value::as_object_mut)
+            {
+                section.remove(name);
+            }
+        }
+        all
     }
 
     /// The first setting that a resumed run may not change and that differs: (key, stored, given).

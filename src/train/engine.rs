@@ -75,6 +75,6 @@ pub trait TrainEngine: MarginEngine {
     fn state(&self) -> TrainerTensors;
     /// Puts a checkpoint's parameters and moments back. Fails if their length is not the adapter's.
     fn load_state(&mut self, state: TrainerTensors) -> Result<()>;
-    /// Writes `adapter_model.safetensors` and `adapter_config.json` into an existing folder.
+    /// Writes `adapter_model.safetensors`, `adapter_config.json` and what else belongs to an adapter into an existing folder.
     fn write_adapter(&self, folder: &Path) -> Result<()>;
 }

@@ -37,6 +37,9 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
+    /// A loss that cannot be built.
+    #[error(transparent)]
+    Objective(#[from] crate::objective::Error),
     /// A file that is not TOML.
     #[error("{place}: {problem}")]
     Config {
@@ -83,6 +86,14 @@ pub enum Error {
         /// As given.
         given: String,
     },
+    /// Resuming without the adapter that the run started from.
+    #[error("cannot resume {path}: the run started from the adapter {stored}, and none was given")]
+    StartAdapterMissing {
+        /// The run directory.
+        path: String,
+        /// The adapter's folder when the run began.
+        stored: String,
+    },
     /// Checkpoints exist, none is whole.
     #[error("{path} has no complete checkpoint: {}", list(skipped))]
     NoCompleteCheckpoint {
@@ -126,6 +137,14 @@ pub enum Error {
         /// Where it appeared, if one group alone shows it.
         group: Option<String>,
     },
+    /// An update left the numbers; no checkpoint of it is written.
+    #[error("step {step}: the update made {what} that are not finite")]
+    NonFiniteUpdate {
+        /// `parameters` or `moments`.
+        what: &'static str,
+        /// The update.
+        step: u64,
+    },
     /// Every recent answer is the same although the truths differ.
     #[error(
         "step {step}: all of the last {questions} answers are {answer}, while {label_yes} of these questions have the truth yes"
@@ -168,6 +187,8 @@ impl Error {
                 || "`unflip train --help` says what every setting does".to_owned(),
                 |near| format!("did you mean `{near}`?"),
             ),
+            Self::Objective(error) => return error.hint(),
+            Self::StartAdapterMissing { stored, .. } => format!("add --adapter {stored}, or where it lies now"),
             Self::Config { .. } => {
                 "the file is TOML, `[section]` and `key = value`: `unflip train --print-config` writes one".to_owned()
             }
@@ -182,12 +203,16 @@ impl Error {
             }
             Self::NoGroups => "check data.train and data.limit".to_owned(),
             Self::NoParaphrase { .. } => {
-                "add a paraphrase, or train on the originals with objective.loss = \"ce-binary\"".to_owned()
+                "add a paraphrase, or choose a loss of accuracy alone: objective.loss = \"ce-binary\"".to_owned()
             }
-            Self::NonFinite { .. } => {
+            Self::NonFinite { .. } | Self::NonFiniteUpdate { .. } => {
                 "lower optimizer.lr or set optimizer.clip; the last checkpoint is kept".to_owned()
             }
-            Self::Collapse { .. } => "raise objective.lambda: consistency alone rewards constant answers".to_owned(),
+            Self::Collapse { .. } => {
+                "start another run with a larger objective.lambda (consistency alone rewards constant answers), \
+                 or go on with this one past its checkpoint: --resume --stop-on-collapse false"
+                    .to_owned()
+            }
         };
         Some(hint)
     }

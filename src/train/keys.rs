@@ -2,8 +2,8 @@
 //! change it. One row a setting, so that reading, `config.toml`, and the comparison on resume cannot drift apart.
 
 use super::Error;
-use super::settings::{ACCURACY, CONSISTENCY, Decay, LOSSES, Layers, Paraphrases, Settings};
-use crate::objective::Pairs;
+use super::settings::{Decay, Layers, Paraphrases, Settings};
+use crate::objective::{ACCURACY, CONSISTENCY, LOSSES, Pairs};
 use crate::weights::Module;
 use toml::Value;
 

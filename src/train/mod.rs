@@ -2,6 +2,8 @@
 //! engine. Everything that decides a result is a function of the settings and the step, so that a run killed at any
 //! instant and resumed equals one that was never killed, bit for bit.
 
+#![forbid(unsafe_code)]
+
 mod answers;
 mod checkpoint;
 mod config;
@@ -12,12 +14,14 @@ mod gradient_tree;
 mod keys;
 mod metrics;
 mod model_engine;
+mod notes;
 pub mod order;
 mod progress;
 pub mod random;
 mod run_dir;
 mod schedule;
 mod settings;
+mod start;
 #[cfg(test)]
 mod toy;
 mod trainer;
@@ -30,11 +34,13 @@ pub use gradient_tree::GradientTree;
 pub use keys::MODULES;
 pub use metrics::{StepMetrics, StepTiming};
 pub use model_engine::AdapterTrainer;
+pub use notes::{AdapterNotes, TemplateChoice, read_adapter_notes};
 pub use progress::ProgressBar;
 pub use run_dir::{RunDir, RunIdentity};
 pub use schedule::Schedule;
 pub use settings::{
-    ACCURACY, AdapterSettings, CONSISTENCY, DataSettings, Decay, LOSSES, Layers, ModelSettings, ObjectiveSettings,
-    OptimizerSettings, Paraphrases, RunSettings, ScheduleSettings, Settings,
+    AdapterSettings, DataSettings, Decay, Layers, ModelSettings, ObjectiveSettings, OptimizerSettings, Paraphrases,
+    RunSettings, ScheduleSettings, Settings,
 };
+pub use start::{Opening, RunRequest};
 pub use trainer::{TrainSummary, train};

@@ -1,6 +1,6 @@
 //! The real engine behind the loop: a model with a LoRA adapter, its moments, its loss and its dropout.
 
-use super::{EngineGroup, MarginEngine, TrainEngine, TrainerTensors};
+use super::{AdapterNotes, EngineGroup, MarginEngine, TrainEngine, TrainerTensors};
 use crate::Result;
 use crate::batch::{GroupName, TokenGroup};
 use crate::model::{Adapter, DropoutStep, Engine, Target};
@@ -60,6 +60,7 @@ pub struct AdapterTrainer<D: TrainDevice> {
     m: D::Buf,
     v: D::Buf,
     config: AdapterConfig,
+    notes: Option<AdapterNotes>,
 }
 
 impl<D: TrainDevice> AdapterTrainer<D> {
@@ -74,7 +75,13 @@ impl<D: TrainDevice> AdapterTrainer<D> {
         let length = adapter.layout.len();
         let (m, v) = (engine.device.zeros(1, length), engine.device.zeros(1, length));
         engine.adapter = Some(adapter);
-        Self { engine, objective, dropout: config.lora_dropout as f32, seed, m, v, config }
+        Self { engine, objective, dropout: config.lora_dropout as f32, seed, m, v, config, notes: None }
+    }
+
+    /// Has `notes` stand in every adapter folder.
+    pub fn with_notes(mut self, notes: AdapterNotes) -> Self {
+        self.notes = Some(notes);
+        self
     }
 
     fn adapter(&self) -> &Adapter<D> {
@@ -145,6 +152,7 @@ impl<D: TrainDevice> TrainEngine for AdapterTrainer<D> {
     }
 
     fn write_adapter(&self, folder: &Path) -> Result<()> {
-        Ok(self.adapter().to_file(&self.engine.device, self.config.clone()).write(folder)?)
+        self.adapter().to_file(&self.engine.device, self.config.clone()).write(folder)?;
+        self.notes.as_ref().map_or(Ok(()), |notes| notes.write(folder))
     }
 }

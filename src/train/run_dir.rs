@@ -5,6 +5,7 @@
 //! metrics.jsonl        one line a step, deterministic; timings.jsonl has the clock's values
 //! checkpoints/step-N/  adapter, trainer_state.safetensors, manifest.json
 //! best/                the adapter that did best on validation data, if there is any
+//! final/               the adapter of a finished run
 //! run.lock             held by the process that uses the directory
 //! ```
 
@@ -130,15 +131,24 @@ impl RunDir {
             stored,
             given,
         };
-        if let Some((key, stored, given)) = stored.first_change(settings) {
-            return Err(changed(key, stored, given).into());
-        }
         #[derive(Deserialize)]
         struct Recorded {
             identity: RunIdentity,
         }
         let recorded: Recorded =
             toml::from_str(&text).map_err(|error| Error::Config { place, problem: error.message().to_owned() })?;
+        // First, because the settings of the adapter follow from it.
+        if !recorded.identity.adapter.is_empty() && identity.adapter.is_empty() {
+            let folder = stored.model.adapter.as_ref().map(|folder| folder.display().to_string());
+            let stored = folder.unwrap_or_else(|| recorded.identity.adapter.clone());
+            return Err(Error::StartAdapterMissing { path: path.display().to_string(), stored }.into());
+        }
+        if recorded.identity.adapter != identity.adapter {
+            return Err(changed("identity.adapter", show(&recorded.identity.adapter), show(&identity.adapter)).into());
+        }
+        if let Some((key, stored, given)) = stored.first_change(settings) {
+            return Err(changed(key, stored, given).into());
+        }
         for ((key, stored, by_flag), (_, given, _)) in recorded.identity.entries().into_iter().zip(identity.entries()) {
             if stored != given && !(by_flag && other_unit) {
                 return Err(changed(key, show(stored), show(given)).into());
@@ -199,21 +209,31 @@ impl RunDir {
     /// Makes `best/` a copy of the adapter in the best validated checkpoint: a function of metrics and checkpoints alone,
     /// so that a kill between the two is mended on resume.
     pub(super) fn refresh_best(&self, best: &ValidationMetrics) -> Result<()> {
-        let target = self.path.join("best");
-        let note = serde_json::to_vec_pretty(best).map_err(|error| crate::Error::io("write", &target, error.into()))?;
-        if fs::read(target.join("best.json")).is_ok_and(|found| found == note) {
+        self.copy_adapter("best", best.step, best)
+    }
+
+    /// Makes `final/` a copy of the finished run's adapter.
+    pub(super) fn refresh_final(&self, step: u64) -> Result<()> {
+        self.copy_adapter("final", step, &serde_json::json!({ "step": step }))
+    }
+
+    /// Makes the folder `name` a copy of the adapter in the checkpoint of `step`, with `note` in `name.json`. A folder that has
+    /// this note already is left as it is.
+    fn copy_adapter(&self, name: &str, step: u64, note: &impl Serialize) -> Result<()> {
+        let target = self.path.join(name);
+        let note_name = format!("{name}.json");
+        let note = serde_json::to_vec_pretty(note).map_err(|error| crate::Error::io("write", &target, error.into()))?;
+        if fs::read(target.join(&note_name)).is_ok_and(|found| found == note) {
             return Ok(());
         }
-        let source = self.path.join(format!("checkpoints/step-{}", best.step));
+        let source = self.path.join(format!("checkpoints/step-{step}"));
         let temporary = sibling(&target, "tmp");
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| crate::Error::io("write", path, source)
         };
-        for old in [&temporary, &target] {
-            if old.exists() {
-                fs::remove_dir_all(old).map_err(io(old))?;
-            }
+        if temporary.exists() {
+            fs::remove_dir_all(&temporary).map_err(io(&temporary))?;
         }
         fs::create_dir_all(&temporary).map_err(io(&temporary))?;
         for entry in fs::read_dir(&source).map_err(|error| crate::Error::io("read", &source, error))? {
@@ -224,7 +244,10 @@ impl RunDir {
                 sync(&temporary.join(&name))?;
             }
         }
-        write_atomically(&temporary.join("best.json"), &note)?;
+        write_atomically(&temporary.join(&note_name), &note)?;
+        if target.exists() {
+            fs::remove_dir_all(&target).map_err(io(&target))?;
+        }
         fs::rename(&temporary, &target).map_err(io(&target))?;
         sync(&self.path)
     }
@@ -325,6 +348,13 @@ mod tests {
         let other_start = RunIdentity { adapter: "a".into(), ..identity() };
         let error = train_error(RunDir::resume(&path, &settings(), &other_start, true));
         assert!(error.to_string().contains("`identity.adapter` was unset when the run began, found `a`"), "{error}");
+        let started = folder.path().join("started");
+        drop(RunDir::create(&started, &settings(), &other_start).expect("created"));
+        let error = train_error(RunDir::resume(&started, &settings(), &identity(), true));
+        assert!(matches!(error, Error::StartAdapterMissing { .. }), "{error}");
+        let another = RunIdentity { adapter: "b".into(), ..identity() };
+        let error = train_error(RunDir::resume(&started, &settings(), &another, true));
+        assert!(error.to_string().contains("`identity.adapter` was `a` when the run began, found `b`"), "{error}");
         let other_unit = RunIdentity { unit: "cpu bf16 amx".into(), ..identity() };
         let error = train_error(RunDir::resume(&path, &settings(), &other_unit, false));
         assert!(error.to_string().contains("`identity.unit`"), "{error}");

@@ -2,7 +2,7 @@
 //! writing by key is in `keys.rs`, TOML files and flags in `config.rs`.
 
 use super::Error;
-use crate::objective::Pairs;
+use crate::objective::{self, Objective, Pairs};
 use crate::weights::Module;
 use std::path::PathBuf;
 
@@ -150,38 +150,44 @@ pub struct AdapterSettings {
 /// `[objective]`: `loss`, or `consistency` and `accuracy` parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ObjectiveSettings {
-    /// One of [`LOSSES`]; `paper` if neither this nor a part is given.
+    /// One of [`objective::LOSSES`]; `paper` if neither this nor a part is given.
     pub loss: Option<String>,
-    /// One of [`CONSISTENCY`].
+    /// One of [`objective::CONSISTENCY`].
     pub consistency: Option<String>,
-    /// One of [`ACCURACY`].
+    /// One of [`objective::ACCURACY`].
     pub accuracy: Option<String>,
     /// Which phrasings are paired.
     pub pairs: Pairs,
-    /// λ; see [`ObjectiveSettings::lambda`] for its default.
+    /// λ; by default [`objective::default_lambda`], or 1 between two parts.
     pub lambda: Option<f64>,
     /// Stop when every recent answer is the same although the truths differ; otherwise warn.
     pub stop_on_collapse: bool,
 }
 
-/// Names of whole losses (docs/numerics.md).
-pub const LOSSES: [&str; 7] = ["paper", "margin", "symkl-binary", "symkl-full", "ce-binary", "ce-full", "combined"];
-/// Names of consistency parts.
-pub const CONSISTENCY: [&str; 3] = ["margin", "symkl-binary", "symkl-full"];
-/// Names of accuracy parts.
-pub const ACCURACY: [&str; 2] = ["ce-binary", "ce-full"];
-
 impl ObjectiveSettings {
-    /// λ as given, else the loss's default: 0.1 for `combined` (on the margin term), 1 otherwise (on the accuracy part).
-    pub fn lambda(&self) -> f64 {
-        self.lambda.unwrap_or(if self.loss.as_deref() == Some("combined") { 0.1 } else { 1.0 })
+    /// The loss that is minimised; `paper` if neither a loss nor a part is given.
+    ///
+    /// # Errors
+    /// As [`Objective::new`] and [`Objective::custom`].
+    pub fn build(&self) -> Result<Objective, objective::Error> {
+        match (&self.loss, &self.consistency, &self.accuracy) {
+            (None, None, None) => Objective::new("paper", self.pairs, self.lambda),
+            (None, consistency, accuracy) => Objective::custom(
+                consistency.as_deref().map(str::parse).transpose()?,
+                accuracy.as_deref().map(str::parse).transpose()?,
+                self.pairs,
+                self.lambda,
+            ),
+            (Some(loss), ..) => Objective::new(loss, self.pairs, self.lambda),
+        }
     }
 
-    /// Whether the objective compares phrasings, so that a group without a paraphrase is of no use.
-    pub fn needs_pairs(&self) -> bool {
-        match &self.loss {
-            Some(loss) => !loss.starts_with("ce-"),
-            None => self.consistency.is_some() || self.accuracy.is_none(),
+    /// λ where none is given; `None` for a loss of one term.
+    pub(super) fn default_lambda(&self) -> Option<f64> {
+        match (&self.loss, &self.consistency, &self.accuracy) {
+            (None, None, None) => objective::default_lambda("paper"),
+            (None, consistency, accuracy) => (consistency.is_some() && accuracy.is_some()).then_some(1.0),
+            (Some(loss), ..) => objective::default_lambda(loss),
         }
     }
 }
@@ -335,7 +341,15 @@ impl Settings {
                 hint: "leave `loss` out to build one of parts",
             });
         }
-        if objective.needs_pairs() && self.data.paraphrases == Paraphrases::None {
+        let built = objective.build().map_err(|error| match error {
+            objective::Error::UnusedLambda { .. } => Error::Conflict {
+                keys: "objective.lambda and objective.loss".into(),
+                problem: error.to_string(),
+                hint: "leave λ out, or choose a loss of two parts: `paper`, `combined`, or both `consistency` and `accuracy`",
+            },
+            other => other.into(),
+        })?;
+        if built.needs_paraphrases() && self.data.paraphrases == Paraphrases::None {
             return Err(Error::Conflict {
                 keys: "objective.loss and data.paraphrases".into(),
                 problem: "the loss compares phrasings, but only the original would take part".into(),
@@ -348,8 +362,14 @@ impl Settings {
         if self.schedule.epochs.is_none() && self.schedule.steps.is_none() {
             self.schedule.epochs = Some(1);
         }
-        self.objective.lambda = Some(self.objective.lambda());
+        self.objective.lambda = self.objective.lambda.or(self.objective.default_lambda());
         Ok(self)
+    }
+
+    /// Whether every group must have a paraphrase: the loss compares phrasings.
+    pub fn needs_paraphrases(&self) -> bool {
+        self.data.paraphrases != Paraphrases::None
+            && self.objective.build().is_ok_and(|objective| objective.needs_paraphrases())
     }
 
     /// Updates of the whole run over `groups` groups.
@@ -413,5 +433,41 @@ mod tests {
         let mut combined = Settings::default();
         combined.objective.loss = Some("combined".into());
         assert_eq!(combined.resolve().expect("valid").objective.lambda, Some(0.1));
+        let mut margin = Settings::default();
+        margin.objective.loss = Some("margin".into());
+        assert_eq!(margin.resolve().expect("valid").objective.lambda, None);
+    }
+
+    #[test]
+    fn only_a_weight_of_two_parts_is_accepted() {
+        let of = |loss: Option<&str>, accuracy: Option<&str>, lambda| {
+            let mut settings = Settings::default();
+            settings.objective.loss = loss.map(str::to_owned);
+            settings.objective.accuracy = accuracy.map(str::to_owned);
+            settings.objective.lambda = lambda;
+            settings.resolve()
+        };
+        for (loss, accuracy) in [(Some("margin"), None), (Some("ce-full"), None), (None, Some("ce-full"))] {
+            let error = of(loss, accuracy, Some(0.5)).expect_err("no second part");
+            assert!(matches!(&error, Error::Conflict { keys, .. } if keys.contains("objective.lambda")), "{error}");
+            assert!(of(loss, accuracy, None).is_ok());
+        }
+    }
+
+    #[test]
+    fn paraphrases_are_needed_by_losses_that_count_pairs() {
+        let needs = |loss: &str, lambda, paraphrases| {
+            let mut settings = Settings::default();
+            settings.objective.loss = Some(loss.into());
+            settings.objective.lambda = lambda;
+            settings.data.paraphrases = paraphrases;
+            settings.resolve().map(|settings| settings.needs_paraphrases()).ok()
+        };
+        assert_eq!(needs("ce-binary", None, Paraphrases::All), Some(false));
+        assert_eq!(needs("ce-full", None, Paraphrases::None), Some(false));
+        assert_eq!(needs("combined", Some(0.0), Paraphrases::None), Some(false));
+        assert_eq!(needs("combined", None, Paraphrases::All), Some(true));
+        assert_eq!(needs("combined", None, Paraphrases::None), None);
+        assert_eq!(needs("paper", Some(f64::INFINITY), Paraphrases::Sample(2)), Some(true));
     }
 }

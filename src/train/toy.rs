@@ -18,6 +18,8 @@ pub(crate) struct Toy {
     /// Gives this group a non-finite value: (id, `loss`, `margin` or `gradient`).
     pub poison: Option<(String, &'static str)>,
     pub leaves: usize,
+    /// Added to every margin.
+    pub shift: f64,
 }
 
 /// Groups of four phrasings with mixed truths.
@@ -44,6 +46,7 @@ impl Toy {
             fail_at: None,
             poison: None,
             leaves: 0,
+            shift: 0.0,
         }
     }
 
@@ -54,7 +57,8 @@ impl Toy {
 
     fn margin(&self, group: &EngineGroup, phrasing: usize) -> f64 {
         let features = Self::features(group, phrasing);
-        f64::from(features.iter().zip(&self.state.params).fold(0.0_f32, |sum, (x, p)| x.mul_add(*p, sum)))
+        let product = features.iter().zip(&self.state.params).fold(0.0_f32, |sum, (x, p)| x.mul_add(*p, sum));
+        f64::from(product) + self.shift
     }
 }
 

@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::ops::adamw::AdamWStep;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Questions that have to have one and the same answer, against differing truths, before this counts as a collapse.
@@ -34,6 +35,8 @@ pub struct TrainSummary {
     pub skipped: Vec<Skipped>,
     /// The last checkpoint.
     pub checkpoint: Checkpoint,
+    /// Folder of the adapter: `final/` of a finished run, else the last checkpoint.
+    pub adapter: PathBuf,
     /// Step whose adapter is in `best/`, with validation data.
     pub best_step: Option<u64>,
     /// The last step's metrics.
@@ -58,13 +61,7 @@ pub fn train<E: TrainEngine>(
     mut progress: impl FnMut(&StepMetrics, &StepTiming) -> ControlFlow<()>,
 ) -> Result<TrainSummary> {
     let groups = &groups[..settings.data.limit.unwrap_or(groups.len()).min(groups.len())];
-    if groups.is_empty() {
-        return Err(Error::NoGroups.into());
-    }
-    let lone = groups.iter().find(|group| group.tokens.suffixes.len() < 2);
-    if let Some(group) = lone.filter(|_| settings.objective.needs_pairs()) {
-        return Err(Error::NoParaphrase { group: group.id.clone() }.into());
-    }
+    check_trainable(groups, settings)?;
     let total_steps = settings.total_steps(groups.len());
     let start = run.start()?;
     let mut last_checkpoint = None;
@@ -95,6 +92,10 @@ pub fn train<E: TrainEngine>(
     if let Some(best) = &best {
         run.refresh_best(best)?;
     }
+    // Going on would only end one step later: first the user has to say that it may.
+    if let Some(error) = watch.collapse(resumed_from).filter(|_| settings.objective.stop_on_collapse) {
+        return Err(error.into());
+    }
 
     let (mut metrics_log, mut timings_log) = (run.metrics_log()?, run.timings_log()?);
     let mut order = (u64::MAX, Vec::new());
@@ -124,7 +125,8 @@ pub fn train<E: TrainEngine>(
         }
         let stop = progress(&metrics, &timing).is_break();
         last = Some(metrics);
-        if due || stop {
+        let collapse = watch.collapse(step).filter(|_| settings.objective.stop_on_collapse);
+        if due || stop || collapse.is_some() {
             metrics_log.sync()?;
             sync(run.path())?;
             last_checkpoint = Some(run.write_checkpoint(engine, position_after(step, groups.len(), settings))?);
@@ -132,7 +134,7 @@ pub fn train<E: TrainEngine>(
                 run.refresh_best(best)?;
             }
         }
-        if let Some(error) = watch.collapse(step).filter(|_| settings.objective.stop_on_collapse) {
+        if let Some(error) = collapse {
             return Err(error.into());
         }
         if stop {
@@ -143,16 +145,35 @@ pub fn train<E: TrainEngine>(
         Some(checkpoint) => checkpoint,
         None => run.write_checkpoint(engine, position_after(resumed_from, groups.len(), settings))?,
     };
+    let adapter = if checkpoint.step == total_steps {
+        run.refresh_final(total_steps)?;
+        run.path().join("final")
+    } else {
+        checkpoint.path.clone()
+    };
     Ok(TrainSummary {
         total_steps,
         steps: checkpoint.step,
         resumed_from,
         skipped: start.skipped,
         checkpoint,
+        adapter,
         best_step: best.map(|best| best.step),
         last,
         collapsed_at: watch.first,
     })
+}
+
+/// Whether there are groups, and paraphrases where the loss compares phrasings.
+pub(super) fn check_trainable(groups: &[EngineGroup], settings: &Settings) -> Result<(), Error> {
+    if groups.is_empty() {
+        return Err(Error::NoGroups);
+    }
+    let lone = groups.iter().find(|group| group.tokens.suffixes.len() < 2);
+    match lone.filter(|_| settings.needs_paraphrases()) {
+        Some(group) => Err(Error::NoParaphrase { group: group.id.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// One update: returns its metrics, or an error before any parameter has changed.

@@ -72,8 +72,12 @@ fn error_of(result: Result<TrainSummary>) -> Error {
 fn resumed_run_equals_uninterrupted_run() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let expected = uninterrupted(&folder.path().join("whole"));
-    for name in ["checkpoints/step-5/manifest.json", "checkpoints/step-12/trainer_state.safetensors", "best/best.json"]
-    {
+    for name in [
+        "checkpoints/step-5/manifest.json",
+        "checkpoints/step-12/trainer_state.safetensors",
+        "best/best.json",
+        "final/final.json",
+    ] {
         assert!(expected.contains_key(name), "{name} in {:?}", expected.keys());
     }
     for killed_at in 1..=12 {
@@ -189,6 +193,61 @@ fn best_is_mended_after_a_kill_between_checkpoint_and_copy() {
     let run = resume(folder.path(), &settings());
     train(&mut Toy::new(), &groups(11), &groups(5), &settings(), &run, GO).expect("nothing to do");
     assert_eq!(contents(folder.path()), expected);
+}
+
+#[test]
+fn final_is_the_last_checkpoints_adapter_alone_and_is_mended() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let expected = uninterrupted(folder.path());
+    let adapter = |name: &str| expected.get(name).unwrap_or_else(|| panic!("{name} in {:?}", expected.keys()));
+    for name in ["adapter_model.safetensors", "adapter_config.json"] {
+        assert_eq!(adapter(&format!("final/{name}")), adapter(&format!("checkpoints/step-12/{name}")));
+    }
+    assert_eq!(expected.keys().filter(|name| name.starts_with("final/")).count(), 3, "no trainer state");
+    fs::remove_dir_all(folder.path().join("final")).expect("removed");
+    let run = resume(folder.path(), &settings());
+    let summary = train(&mut Toy::new(), &groups(11), &groups(5), &settings(), &run, GO).expect("nothing to do");
+    assert_eq!(summary.adapter, folder.path().join("final"));
+    assert_eq!(contents(folder.path()), expected);
+    // A stopped run has no final adapter yet.
+    let stopped = tempfile::tempdir().expect("temporary folder");
+    let run = create(stopped.path(), &settings());
+    let stop = |_: &StepMetrics, _: &StepTiming| ControlFlow::Break(());
+    let summary = train(&mut Toy::new(), &groups(11), &[], &settings(), &run, stop).expect("stopped");
+    assert_eq!(summary.adapter, stopped.path().join("checkpoints/step-1"));
+    assert!(!stopped.path().join("final").exists());
+}
+
+#[test]
+fn a_collapse_leaves_a_checkpoint_and_says_how_to_go_on() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    // Parameters that answer yes to everything, hardly moved by training.
+    let constant = || {
+        let mut toy = Toy::new();
+        toy.shift = 100.0;
+        toy
+    };
+    let with = |stop_on_collapse| {
+        let mut settings = settings();
+        settings.schedule.epochs = Some(10);
+        settings.objective.stop_on_collapse = stop_on_collapse;
+        settings
+    };
+    let run = create(folder.path(), &with(true));
+    let error = error_of(train(&mut constant(), &groups(11), &[], &with(true), &run, GO));
+    let Error::Collapse { step, answer: "yes", .. } = error else { panic!("expected a collapse, found {error}") };
+    assert_eq!(run.newest_checkpoint().expect("read").0.map(|found| found.step), Some(step));
+    assert!(error.hint().is_some_and(|hint| hint.contains("--resume --stop-on-collapse false")));
+    drop(run);
+    let run = resume(folder.path(), &with(true));
+    let mut engine = constant();
+    let again = error_of(train(&mut engine, &groups(11), &[], &with(true), &run, GO));
+    assert!(matches!(again, Error::Collapse { step: found, .. } if found == step), "{again}");
+    assert_eq!(engine.leaves, 0, "nothing is computed only to stop again");
+    drop(run);
+    let run = resume(folder.path(), &with(false));
+    let summary = train(&mut constant(), &groups(11), &[], &with(false), &run, GO).expect("goes on");
+    assert_eq!((summary.resumed_from, summary.steps, summary.collapsed_at), (step, 30, Some(step)));
 }
 
 #[test]

@@ -5,10 +5,13 @@
 //! written back as it was. Whether an adapter fits a model is checked by whoever has both.
 
 use super::{
-    AdapterConfig, Dtype, Error, Naming, SafetensorsFile, Targets, TensorSpec, TensorView, atomic, json,
+    AdapterConfig, Dtype, Error, Naming, SafetensorsFile, Targets, TensorSpec, TensorView, atomic,
+    config::MOST_LAYERS,
+    json,
     names::{PEFT_PREFIX, canonical},
     safetensors_write::write_safetensors_streamed,
 };
+use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
     io::Write as _,
@@ -64,11 +67,6 @@ impl Module {
         }
     }
 
-    /// The module of a [`Module::name`].
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|module| module.name() == name)
-    }
-
     /// The module of a [`Module::path`].
     pub fn from_path(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|module| module.path() == path)
@@ -111,9 +109,6 @@ pub struct AdapterFile {
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
-
-/// Layer numbers in names; beyond any model.
-const MOST_LAYERS: usize = 4096;
 
 impl AdapterFile {
     /// Reads an adapter folder; F32, BF16 and F16 are widened to f32.
@@ -173,6 +168,19 @@ impl AdapterFile {
             return Err(Error::EmptyAdapter { file: name });
         }
         Ok(Self { config, tensors })
+    }
+
+    /// SHA-256 (hex) of the folder's two files: equal for copies.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for files that cannot be read.
+    pub fn fingerprint(dir: &Path) -> Result<String, Error> {
+        let mut hash = Sha256::new();
+        for name in [CONFIG, WEIGHTS] {
+            let path = dir.join(name);
+            hash.update(std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?);
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// Writes the folder as PEFT reads it, in F32 and under the names in `tensors`; the same adapter gives the same

@@ -11,8 +11,9 @@ use super::{
     json,
     names::{canonical, nearest},
 };
+use crate::digest::{Sha256, hex};
 use serde::de::DeserializeSeed;
-use sha2::{Digest, Sha256};
+use sha2::Digest;
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -112,8 +113,9 @@ impl Checkpoint {
         self.weight_dtype
     }
 
-    /// SHA-256 (hex) over `config.json` and each weight file's name, header, size and time of change. Reads no data:
-    /// equal fingerprints mean an unchanged folder, different ones may still hold the same weights.
+    /// SHA-256 (hex) over `config.json` and each weight file's name, header, size and 64 blocks of its data spread evenly. It reads
+    /// little, does not depend on paths or times (a copy on another machine has the same), and tells models apart that were
+    /// trained or merged apart; a change that avoids every block is seen by [`Checkpoint::sha256_files`] alone.
     pub fn fingerprint(&self) -> Result<String, Error> {
         let mut hash = Sha256::new();
         let mut add = |bytes: &[u8]| {
@@ -123,15 +125,14 @@ impl Checkpoint {
         add(json::read(&self.dir.join("config.json"))?.as_bytes());
         for file in &self.files {
             let status = file.status()?;
-            let changed = status.modified().map_err(|source| Error::io("examine", file.path(), source))?;
-            // A time before 1970 is as good a mark as any: the distance is hashed.
-            let age = changed.duration_since(std::time::UNIX_EPOCH).unwrap_or_else(|before| before.duration());
             add(file_name(file).as_bytes());
             add(file.header_bytes());
             add(&status.len().to_le_bytes());
-            add(&age.as_nanos().to_le_bytes());
+            for block in file.samples() {
+                add(block);
+            }
         }
-        Ok(hex(&hash.finalize()))
+        Ok(hex(hash))
     }
 
     /// File name and SHA-256 (hex) of `config.json` and of each weight file. Reads everything: seconds per gigabyte.
@@ -150,7 +151,7 @@ impl Checkpoint {
                     length => hash.update(&block[..length]),
                 }
             }
-            sums.push((name, hex(&hash.finalize())));
+            sums.push((name, hex(hash)));
         }
         Ok(sums)
     }
@@ -350,11 +351,6 @@ fn no_weights(dir: &Path) -> Error {
 
 fn file_name(file: &SafetensorsFile) -> String {
     file.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ pub struct ModelConfig {
 }
 
 /// Layers that a configuration may have: far beyond any model, and small enough to allocate for.
-const MOST_LAYERS: usize = 4096;
+pub(super) const MOST_LAYERS: usize = 4096;
 
 impl TextConfig {
     /// `[outputs, inputs]` of a linear layer that LoRA can adapt.

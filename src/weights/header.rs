@@ -5,7 +5,9 @@
 //! twice, and every size is computed without wrapping.
 
 use super::{Dtype, Error};
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{
+    Deserialize as _, DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor, value::MapAccessDeserializer,
+};
 use std::{cell::RefCell, collections::BTreeMap, fmt};
 
 /// Longest header that the format allows, in bytes.
@@ -222,10 +224,30 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
             if key == "__metadata__" {
                 header.metadata = map.next_value_seed(UniqueStrings(&self.0.repeated))?;
             } else {
-                header.entries.push((key, map.next_value()?));
+                header.entries.push((key, map.next_value_seed(EntrySeed)?));
             }
         }
         Ok(header)
+    }
+}
+
+/// An entry must be an object: a derived reader alone would also take its fields as a list.
+struct EntrySeed;
+
+impl<'de> DeserializeSeed<'de> for EntrySeed {
+    type Value = RawEntry;
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<RawEntry, D::Error> {
+        reader.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for EntrySeed {
+    type Value = RawEntry;
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("an object of dtype, shape and data_offsets")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawEntry, A::Error> {
+        RawEntry::deserialize(MapAccessDeserializer::new(map))
     }
 }
 

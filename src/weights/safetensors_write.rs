@@ -71,9 +71,10 @@ pub fn write_safetensors_streamed<E: From<Error>>(
     })
 }
 
-/// The padded header, and (index of the tensor, its length in bytes) in the order of the file.
+/// The padded header, and index and length in bytes of each tensor in the order of the file.
 type Layout = (Vec<u8>, Vec<(usize, usize)>);
 
+/// Lays the file out.
 fn layout(path: &Path, specs: &[TensorSpec], metadata: &[(&str, &str)]) -> Result<Layout, Error> {
     let unwritable = |reason: String| Error::Unwritable { file: path.display().to_string(), reason };
     let width = |spec: &TensorSpec| Dtype::ALL.iter().position(|&dtype| dtype == spec.dtype);

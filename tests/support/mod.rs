@@ -6,8 +6,10 @@ use unflip::batch::TokenGroup;
 use unflip::cpu::{Cpu, Isa};
 use unflip::data::{TraceGroup, TraceInput};
 use unflip::model::{Adapter, EmbedScale, Engine};
+use unflip::objective::{Objective, Pairs};
 use unflip::ops::TrainDevice;
 use unflip::ops::reference::{Precision, Reference};
+use unflip::train::EngineGroup;
 use unflip::weights::{AdapterFile, Checkpoint, SafetensorsFile};
 
 /// Largest error of logits and hidden states, relative to the tensor's maximum.
@@ -113,4 +115,31 @@ pub fn assert_close(what: &str, found: &[f64], expected: &[f32], tolerance: f64)
 
 pub fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| f64::from(v)).collect()
+}
+
+/// `count` different groups of four phrasings each made of the golden ones, with alternating truths.
+pub fn engine_groups(golden: &Golden, count: usize) -> Vec<EngineGroup> {
+    let input = golden.groups();
+    let group = |index: usize| {
+        let base = &input.groups[index % input.groups.len()];
+        // Ids stay in the vocabulary and clear of the special tokens; the first one is <bos>.
+        let moved = |ids: &[u32]| ids.iter().map(|&id| (id + 37 * index as u32) % 500 + 8).collect::<Vec<u32>>();
+        let mut prefix = moved(&base.tokens.prefix[..base.tokens.prefix.len() - index % 5]);
+        prefix[0] = 2;
+        let mut suffixes: Vec<Vec<u32>> = base.tokens.suffixes.iter().map(|suffix| moved(suffix)).collect();
+        suffixes.push(suffixes[1].iter().rev().chain(&suffixes[0]).copied().collect());
+        EngineGroup {
+            id: format!("group-{index}"),
+            tokens: TokenGroup { prefix, suffixes },
+            yes: base.yes,
+            no: base.no,
+            answer_yes: index.is_multiple_of(2),
+        }
+    };
+    (0..count).map(group).collect()
+}
+
+/// A loss by name.
+pub fn loss(name: &str, pairs: Pairs, lambda: Option<f64>) -> Objective {
+    Objective::new(name, pairs, lambda).expect("a known loss")
 }

@@ -259,7 +259,7 @@ impl Attention for Cpu {
                     let values = &mut p[row * stride..(row + 1) * stride];
                     let softmax = Softmax { row: values, columns, visible, scale: shape.scale };
                     let (largest, sum) = dispatch(self.isa(), softmax);
-                    lse[row] = (f64::from(largest) + f64::from(sum).ln()) as f32;
+                    lse[row] = (f64::from(largest) + libm::log(f64::from(sum))) as f32;
                     sums[row] = sum;
                 }
                 weighted_sum(self, block, &p, v, kv, width, o);
