@@ -137,9 +137,9 @@ fn an_adapter_trains_merges_evaluates_and_compares() {
     place.unflip(&format!("{EVAL} before")).ok();
     place.write("run.toml", "[adapter]\nlayers = \"2-6\"\n[schedule]\nsteps = 4\n");
     let table = place.unflip(&format!("{TRAIN} run --config run.toml --validation data.jsonl")).ok();
-    assert!(table.contains("4 of 4") && table.contains("run/checkpoints/step-4"), "{table}");
+    assert!(table.contains("4 of 4") && table.contains("run/final"), "{table}");
     assert!(place.exists("run/best/adapter_model.safetensors"));
-    place.unflip(&format!("{EVAL} adapted --adapter run/checkpoints/step-4")).ok();
+    place.unflip(&format!("{EVAL} adapted --adapter run/final")).ok();
 
     place.unflip("merge --model model --adapter run/checkpoints/step-4 --out merged").ok();
     place.unflip(&EVAL.replace("--model model", "--model merged").replace("--out", "--out after")).ok();

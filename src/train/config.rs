@@ -268,6 +268,7 @@ isa = "avx2"
             .override_with(&[
                 ("optimizer.lr", "3e-4"),
                 ("schedule.epochs", "2"),
+                ("objective.consistency", "margin"),
                 ("objective.accuracy", "ce-full"),
                 ("adapter.layers", "1"),
                 ("adapter.modules", "o,down"),
