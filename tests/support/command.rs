@@ -194,3 +194,23 @@ impl Place {
         self.run(&arguments.split_whitespace().collect::<Vec<_>>())
     }
 }
+
+/// Exit code of a command that failed.
+pub const FAILED: i32 = 1;
+/// Exit code of a request that was wrong.
+pub const USAGE: i32 = 2;
+
+/// Checks one message to the letter.
+#[track_caller]
+pub fn refused(place: &Place, code: i32, arguments: &[&str], message: &str) {
+    let run = place.run(arguments);
+    assert_eq!(run.err, format!("{message}\n"), "unflip {}", arguments.join(" "));
+    assert_eq!((run.code, run.out.as_str()), (Some(code), ""), "unflip {}", arguments.join(" "));
+    assert!(message.starts_with("error: ") && message.contains("\nhint: "), "a message has an error and a hint");
+}
+
+/// As [`refused`], with arguments separated by white space.
+#[track_caller]
+pub fn refuses(place: &Place, code: i32, arguments: &str, message: &str) {
+    refused(place, code, &arguments.split_whitespace().collect::<Vec<_>>(), message);
+}
