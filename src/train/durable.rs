@@ -2,8 +2,9 @@
 //! process out of a folder. Used by run directories and by evaluations.
 
 use super::Error;
+use crate::digest::{Sha256, hex};
 use crate::error::Result;
-use sha2::{Digest, Sha256};
+use sha2::Digest;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -67,11 +68,6 @@ pub fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Lower-case hexadecimal SHA-256.
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
 /// Size and SHA-256 of a file, read in pieces.
 pub fn sha256_file(path: &Path) -> Result<(u64, String)> {
     let mut file = File::open(path).map_err(|source| crate::Error::io("read", path, source))?;
@@ -81,15 +77,11 @@ pub fn sha256_file(path: &Path) -> Result<(u64, String)> {
     loop {
         let read = file.read(&mut piece).map_err(|source| crate::Error::io("read", path, source))?;
         if read == 0 {
-            return Ok((bytes, hex(&hash.finalize())));
+            return Ok((bytes, hex(hash)));
         }
         hash.update(&piece[..read]);
         bytes += read as u64;
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -99,7 +91,6 @@ mod tests {
     #[test]
     fn hashes_are_sha256() {
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        assert_eq!(sha256(b""), empty);
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("f");
         write_atomically(&path, b"abc").expect("written");

@@ -25,7 +25,7 @@ pub struct EngineGroup {
 impl EngineGroup {
     /// Rows that the group occupies when its prefix is stored once.
     pub fn unique_tokens(&self) -> usize {
-        self.tokens.prefix.len() + self.tokens.suffixes.iter().map(Vec::len).sum::<usize>()
+        self.tokens.unique_tokens()
     }
 
     /// The group with some of its phrasings, in the order given.

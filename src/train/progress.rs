@@ -1,9 +1,8 @@
 //! What the user sees while training runs: one bar on stderr, hidden when stderr is no terminal.
 
 use super::metrics::{StepMetrics, StepTiming};
-use indicatif::{ProgressDrawTarget, ProgressStyle};
+use crate::report::progress_bar;
 use std::collections::VecDeque;
-use std::io::IsTerminal;
 
 /// Steps over which the shown flip rate and speed are taken.
 const RECENT: usize = 20;
@@ -17,12 +16,7 @@ pub struct ProgressBar {
 impl ProgressBar {
     /// A bar for `steps` updates of which `done` are made.
     pub fn new(steps: u64, done: u64) -> Self {
-        let target =
-            if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = indicatif::ProgressBar::with_draw_target(Some(steps), target);
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} left {eta}") {
-            bar.set_style(style);
-        }
+        let bar = progress_bar(steps, "{bar:30} {pos}/{len} {msg} left {eta}");
         bar.set_position(done);
         bar.reset_eta();
         Self { bar, recent: VecDeque::new() }
