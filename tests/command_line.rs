@@ -199,3 +199,21 @@ fn a_reader_that_stops_reading_is_no_error() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert!(output.status.success());
 }
+
+#[test]
+fn trace_of_a_single_phrasing_gives_a_loss_over_pairs_of_zero() {
+    let place = Place::new();
+    let groups =
+        r#"{"groups": [{"prefix": [], "suffixes": [[2, 8, 49]], "yes_id": 111, "no_id": 222, "label": "yes"}]}"#;
+    place.write("single.json", groups);
+    let adapter = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/text/lora_l23");
+    let run = |loss: &str, out: &str| {
+        place
+            .unflip(&format!("trace --model model --input single.json --adapter {adapter} --loss {loss} --out {out}"))
+            .ok();
+        let file = unflip::weights::SafetensorsFile::open(place.path(out)).expect("a safetensors file");
+        file.tensor("loss").expect("a loss").to_f32()[0]
+    };
+    assert_eq!(run("margin", "margin.safetensors"), 0.0);
+    assert_eq!(run("combined", "combined.safetensors"), run("ce-full", "ce.safetensors"));
+}

@@ -84,10 +84,7 @@ impl Trace {
         if objective.as_ref().is_some_and(Objective::needs_paraphrases)
             && let Some(index) = input.groups.iter().position(|group| group.tokens.suffixes.len() < 2)
         {
-            return Err(crate::Error::Usage {
-                message: format!("the loss compares phrasings, and group {index} has one"),
-                hint: Some("give the group a second suffix, or choose ce-binary or ce-full".into()),
-            });
+            tracing::warn!("group {index} has one phrasing: its part of the loss over pairs is 0");
         }
         let (checkpoint, adapter) = self.model.open()?;
         if objective.is_some() && adapter.is_none() {
