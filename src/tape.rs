@@ -88,7 +88,7 @@ enum Node<'m, D: Backend> {
     Copy { x: Var, out: Var },
     LoraLinear { x: Var, parts: Vec<Projection<'m, D>>, su: Vec<Option<D::Buf>>, out: Vec<Var> },
     QkNormRope { x: Var, w: &'m D::Weight, rope: Arc<D::Buf>, head_dim: usize, out: Var },
-    Attention { q: Var, k: Var, v: Var, lse: D::Buf, shape: AttentionShape, plan: Arc<AttentionPlan>, out: Var },
+    Attention { q: Var, k: Var, v: Var, softmax: D::Buf, shape: AttentionShape, plan: Arc<AttentionPlan>, out: Var },
     Geglu { gate: Var, up: Var, out: Var },
     GatherRows { x: Var, rows: Arc<[u32]>, out: Var },
     AnswerHead { h: Var, w: &'m D::Weight, head: &'m D::Weight, columns: Columns, out: Var },
@@ -301,7 +301,7 @@ impl<'m, D: Device> Tape<'m, D> {
         let out = self.push(output.o, needs);
         if needs {
             self.keep(&[q, k, v, out]);
-            self.nodes.push(Node::Attention { q, k, v, lse: output.lse, shape, plan: Arc::clone(plan), out });
+            self.nodes.push(Node::Attention { q, k, v, softmax: output.softmax, shape, plan: Arc::clone(plan), out });
         }
         out
     }
@@ -416,10 +416,10 @@ impl<D: TrainDevice> Tape<'_, D> {
                         self.accumulate(&mut gradients, x, dx);
                     }
                 }
-                Node::Attention { q, k, v, lse, shape, plan, out } => {
+                Node::Attention { q, k, v, softmax, shape, plan, out } => {
                     if let Some(d_o) = self.finish_keeping(&mut gradients, &mut leaves, out) {
                         let o = self.values[out.0].buf.take().expect("attention keeps its output");
-                        let output = AttentionOutput { o, lse };
+                        let output = AttentionOutput { o, softmax };
                         let d = device.attention_backward(
                             &shape,
                             &plan,

@@ -203,7 +203,7 @@ fn check_layer<D: TrainDevice>(trace: &Trace<'_, D>, model: &Model, layer: usize
         let tree = TreeShape { prefix: rows - suffix, suffixes: vec![suffix], image: image.clone() };
         let output = device.attention(&shape, &plan(&[tree], window, Queries::All), &q, &k, &v);
         trace.check(&at("attn_out"), &output.o);
-        check_probabilities(trace, model, &at("attn_probs"), &device.download(&output.lse), &q, &k, shape.scale);
+        check_probabilities(trace, model, &at("attn_probs"), &device.download(&output.softmax), &q, &k, shape.scale);
     }
 
     let o = trace.linear(&trace.input(&at("attn_out")), &named(&["self_attn.o_proj"]));
@@ -225,19 +225,19 @@ fn check_layer<D: TrainDevice>(trace: &Trace<'_, D>, model: &Model, layer: usize
     trace.check(&format!("hidden.layer_{layer:02}"), &device.norm_add(&middle, &branch, &w, EPS));
 }
 
-/// p = exp(z − lse) on the pairs that Hugging Face saw; where its p is 0, the pair is hidden and the plan hides it too.
+/// p = exp(z − largest)/sum on the pairs that Hugging Face saw; where its p is 0, the pair is hidden and the plan hides it too.
 fn check_probabilities<D: TrainDevice>(
     trace: &Trace<'_, D>,
     model: &Model,
     name: &str,
-    lse: &[f64],
+    softmax: &[f64],
     q: &D::Buf,
     k: &D::Buf,
     scale: f32,
 ) {
     let (q, k) = (trace.device.download(q), trace.device.download(k));
     let recorded = trace.recorded(name).to_f32();
-    let (rows, width) = (lse.len() / model.heads, model.head_dim);
+    let (rows, width) = (softmax.len() / model.heads / 2, model.head_dim);
     let mut found = vec![0.0; recorded.len()];
     for (i, p) in found.iter_mut().enumerate().filter(|(i, _)| recorded[*i] > 0.0) {
         let (head, row, key) = (i / (rows * rows), i / rows % rows, i % rows);
@@ -245,7 +245,8 @@ fn check_probabilities<D: TrainDevice>(
         let query = &q[(row * model.heads + head) * width..][..width];
         let key = &k[(key * model.kv_heads + kv) * width..][..width];
         let z: f64 = f64::from(scale) * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
-        *p = (z - lse[row * model.heads + head]).exp();
+        let saved = &softmax[2 * (row * model.heads + head)..];
+        *p = (z - saved[0]).exp() / saved[1];
     }
     let expected: Vec<f64> = recorded.into_iter().map(f64::from).collect();
     trace.compare(name, &found, &expected);

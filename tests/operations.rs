@@ -293,7 +293,7 @@ fn a_tree_alone_gives_the_bits_it_gives_among_others() {
                 let own = 0..queries.len();
                 for (name, mine, among, rows, at) in [
                     ("o", &one.o, &all.o, &own, &queries),
-                    ("lse", &one.lse, &all.lse, &own, &queries),
+                    ("softmax", &one.softmax, &all.softmax, &own, &queries),
                     ("dq", &d_one.dq, &d_all.dq, &own, &queries),
                     ("dk", &d_one.dk, &d_all.dk, &(0..keys.len()), keys),
                     ("dv", &d_one.dv, &d_all.dv, &(0..keys.len()), keys),
@@ -320,7 +320,7 @@ fn an_answer_row_asked_alone_gives_the_bits_it_gives_among_all_rows() {
             let rows = [79, 145, 146];
             let q = device.gather_rows(&inputs[0], &rows);
             let short = device.attention(&shape, &answers, &q, &inputs[1], &inputs[2]);
-            for (full, short) in [(&full.o, &short.o), (&full.lse, &short.lse)] {
+            for (full, short) in [(&full.o, &short.o), (&full.softmax, &short.softmax)] {
                 let expected = device.gather_rows(full, &rows);
                 assert_eq!(row_bits(device, &expected, 0..3), row_bits(device, short, 0..3));
             }

@@ -161,8 +161,8 @@ impl Case for AttentionCase {
     }
 
     fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
-        let AttentionOutput { o, lse } = self.run(device, inputs);
-        vec![Output::new("o", o), Output::side("lse", lse)]
+        let AttentionOutput { o, softmax } = self.run(device, inputs);
+        vec![Output::new("o", o), Output::side("softmax", softmax)]
     }
 
     fn backward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf], d_outputs: &[D::Buf]) -> Vec<Option<D::Buf>> {

@@ -239,13 +239,13 @@ impl Attention for Cpu {
         let (heads, width) = (shape.heads, shape.head_dim);
         let blocks = Block::all(plan);
         let mut staged_o = self.buffers().stale(q.rows() * heads * width);
-        let mut staged_lse = self.buffers().stale(q.rows() * heads);
+        let mut staged_softmax = self.buffers().stale(q.rows() * heads * 2);
         let tasks: Vec<(&Block<'_>, usize)> =
             blocks.iter().flat_map(|block| (0..heads).map(move |head| (block, head))).collect();
         let o_pieces = pieces(&mut staged_o, tasks.iter().map(|(block, _)| block.rows() * width));
-        let lse_pieces = pieces(&mut staged_lse, tasks.iter().map(|(block, _)| block.rows()));
+        let softmax_pieces = pieces(&mut staged_softmax, tasks.iter().map(|(block, _)| block.rows() * 2));
         self.install(|| {
-            tasks.par_iter().zip(o_pieces).zip(lse_pieces).for_each(|((&(block, head), o), lse)| {
+            tasks.par_iter().zip(o_pieces).zip(softmax_pieces).for_each(|((&(block, head), o), softmax)| {
                 let kv = head / (heads / shape.kv_heads) * width;
                 let stride = block.stride();
                 let mut p = self.buffers().stale(block.rows() * stride);
@@ -253,17 +253,16 @@ impl Attention for Cpu {
                     Left { data: head_of(q, block.queries.start, head * width), row_stride: q.cols(), k_stride: 1 };
                 scores(self, block, left, width, k, kv, &mut p);
                 let columns = &block.columns();
-                let mut sums = [0.0; QUERY_BLOCK];
                 for (row, spans) in plan.spans[block.queries.clone()].iter().enumerate() {
                     let visible = &block.visible(spans);
                     let values = &mut p[row * stride..(row + 1) * stride];
-                    let softmax = Softmax { row: values, columns, visible, scale: shape.scale };
-                    let (largest, sum) = dispatch(self.isa(), softmax);
-                    lse[row] = (f64::from(largest) + libm::log(f64::from(sum))) as f32;
-                    sums[row] = sum;
+                    let kernel = Softmax { row: values, columns, visible, scale: shape.scale };
+                    let (largest, sum) = dispatch(self.isa(), kernel);
+                    softmax[row] = largest;
+                    softmax[block.rows() + row] = sum;
                 }
                 weighted_sum(self, block, &p, v, kv, width, o);
-                for (o, sum) in o.chunks_exact_mut(width).zip(sums) {
+                for (o, sum) in o.chunks_exact_mut(width).zip(&softmax[block.rows()..]) {
                     for o in o {
                         *o /= sum;
                     }
@@ -272,9 +271,9 @@ impl Attention for Cpu {
         });
         let ranges: Vec<Range<usize>> = blocks.iter().map(|block| block.queries.clone()).collect();
         let mut o = self.stale(q.rows(), heads * width);
-        let mut lse = self.stale(q.rows(), heads);
+        let mut softmax = self.stale(q.rows(), 2 * heads);
         unstage(self, &ranges, heads, width, &staged_o, &mut o);
-        unstage(self, &ranges, heads, 1, &staged_lse, &mut lse);
-        AttentionOutput { o, lse }
+        unstage(self, &ranges, 2 * heads, 1, &staged_softmax, &mut softmax);
+        AttentionOutput { o, softmax }
     }
 }

@@ -1,5 +1,5 @@
 //! attention's backward on the CPU, in two passes without shared writes. Pass 1, a task per query block and head: p from
-//! the saved log-sum-exp, dz, dq. Pass 2, a task per key block of a tree and kv head: query heads of the group outside, query
+//! the saved largest score and sum, dz, dq. Pass 2, a task per key block of a tree and kv head: query heads of the group outside, query
 //! blocks that see the keys inside, both ascending; p and dz are recomputed, dk and dv are chains over the query rows.
 
 use super::cpu::{Block, QUERY_BLOCK, head_of, hide, pieces, scores, unstage, weighted_sum};
@@ -34,14 +34,15 @@ impl Kernel for Delta<'_> {
     }
 }
 
-/// One row: scores s → p = exp(scale·s − lse), and dp → dz = p·(dp − δ); both 0 where hidden.
+/// One row: scores s → p = exp(scale·s − largest)/sum, and dp → dz = p·(dp − δ); both 0 where hidden.
 struct RowGradient<'a> {
     p: &'a mut [f32],
     dz: &'a mut [f32],
     columns: &'a [Range<usize>; 2],
     visible: &'a [Range<usize>; 2],
     scale: f32,
-    lse: f32,
+    /// (largest, 1/sum)
+    softmax: (f32, f32),
     delta: f32,
 }
 
@@ -52,13 +53,14 @@ impl Kernel for RowGradient<'_> {
     fn run(self) {
         hide(self.p, self.columns, self.visible, f32::NEG_INFINITY);
         hide(self.dz, self.columns, self.visible, 0.0);
+        let (largest, inverse_sum) = self.softmax;
         for range in self.columns {
             let end = range.end.min(self.p.len());
             let (p_row, dz_row) = (&mut self.p[..end], &mut self.dz[..end]);
             for at in (range.start..end).step_by(LANES) {
                 let (mut p, mut dz) = (load(p_row, at), load(dz_row, at));
                 for l in 0..LANES {
-                    p[l] = exp(p[l] * self.scale - self.lse);
+                    p[l] = exp(p[l] * self.scale - largest) * inverse_sum;
                     dz[l] = p[l] * (dz[l] - self.delta);
                 }
                 store(p_row, at, p);
@@ -75,7 +77,7 @@ struct Inputs<'a> {
     q: &'a CpuBuf,
     k: &'a CpuBuf,
     v: &'a CpuBuf,
-    lse: &'a CpuBuf,
+    softmax: &'a CpuBuf,
     d_o: &'a CpuBuf,
     delta: CpuBuf,
 }
@@ -84,6 +86,12 @@ impl Inputs<'_> {
     /// Rows of one head of q, do or o from `first` on, as the left operand.
     fn head<'b>(&self, buf: &'b CpuBuf, first: usize, head: usize) -> Left<'b> {
         Left { data: head_of(buf, first, head * self.shape.head_dim), row_stride: buf.cols(), k_stride: 1 }
+    }
+
+    /// (largest, 1/sum) of one row.
+    fn softmax(&self, query: usize, head: usize) -> (f32, f32) {
+        let saved = &self.softmax.row(query)[2 * head..];
+        (saved[0], 1.0 / saved[1])
     }
 
     /// First column of the kv head that serves a query head.
@@ -107,7 +115,7 @@ impl Inputs<'_> {
                 columns,
                 visible: &block.visible(&self.plan.spans[query]),
                 scale: self.shape.scale,
-                lse: self.lse.row(query)[head],
+                softmax: self.softmax(query, head),
                 delta: self.delta.row(query)[head],
             };
             dispatch(cpu.isa(), gradient);
@@ -155,7 +163,7 @@ impl Inputs<'_> {
                         columns: &[0..stride, 0..0],
                         visible: &within(&self.plan.spans[query], keys),
                         scale: self.shape.scale,
-                        lse: self.lse.row(query)[head],
+                        softmax: self.softmax(query, head),
                         delta: self.delta.row(query)[head],
                     };
                     dispatch(cpu.isa(), gradient);
@@ -205,7 +213,7 @@ impl AttentionBackward for Cpu {
         let delta = self.rows(q.rows(), heads, |i, delta| {
             dispatch(self.isa(), Delta { d_o: d_o.row(i), o: output.o.row(i), head_dim: width, delta });
         });
-        let inputs = Inputs { shape, plan, q, k, v, lse: &output.lse, d_o, delta };
+        let inputs = Inputs { shape, plan, q, k, v, softmax: &output.softmax, d_o, delta };
         let blocks = Block::all(plan);
 
         let mut dq = self.stale(q.rows(), heads * width);

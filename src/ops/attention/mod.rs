@@ -1,7 +1,8 @@
 //! attention over the token tree: grouped-query, sliding window and image spans folded into two key intervals per row.
 //!
 //! For query row i and head h, with kv head h / (heads/kv_heads): z = scale·q·kᵀ over the row's visible keys, p = softmax(z),
-//! o = p·v, lse = log Σ exp(z). Backward: δ = Σ do·o; dv = pᵀ·do; dz = p·(do·vᵀ − δ); dq = scale·dz·k; dk = scale·dzᵀ·q, summed over the
+//! o = p·v. Saved for backward: the largest z and Σ exp(z − largest), apart, because one f32 log-sum-exp
+//! would round away |z|·2⁻²⁴ of every p. Backward: δ = Σ do·o; dv = pᵀ·do; dz = p·(do·vᵀ − δ); dq = scale·dz·k; dk = scale·dzᵀ·q, summed over the
 //! query heads of a group and, for prefix keys, over every suffix (in row order: heads outer, rows inner).
 //! Sums over keys are anchored at the start of the tree's prefix, then of the own suffix, so that a row's result does not depend
 //! on what else is in the batch. Fully hidden key blocks are skipped.
@@ -31,8 +32,8 @@ pub struct AttentionShape {
 pub struct AttentionOutput<B> {
     /// `[queries, heads·head_dim]`
     pub o: B,
-    /// `[queries, heads]`
-    pub lse: B,
+    /// `[queries, heads·2]`: of each head the largest z, then Σ exp(z − largest).
+    pub softmax: B,
 }
 
 /// Forward.

@@ -1,5 +1,5 @@
 //! attention in f64. In bf16 precision q, k, v and do are rounded on entry, p before p·v and pᵀ·do, dz before dz·k and dzᵀ·q,
-//! o at the end; scores, log-sum-exp, δ and the gradients' sums are not.
+//! o at the end; scores, their sums, δ and the gradients' sums are not.
 
 use super::{Attention, AttentionBackward, AttentionGradients, AttentionOutput, AttentionShape};
 use crate::batch::{AttentionPlan, KeySpans};
@@ -39,7 +39,7 @@ impl Attention for Reference {
         let (q, k, v) = (self.entering(q), self.entering(k), self.entering(v));
         let width = shape.head_dim;
         let mut o = Matrix::zeros(q.rows, q.cols);
-        let mut lse = Matrix::zeros(q.rows, shape.heads);
+        let mut softmax = Matrix::zeros(q.rows, 2 * shape.heads);
         for (row, spans) in plan.spans.iter().enumerate() {
             for head in 0..shape.heads {
                 let (own, kv) = (head * width, head / (shape.heads / shape.kv_heads) * width);
@@ -47,15 +47,14 @@ impl Attention for Reference {
                 let z = |key: usize| f64::from(shape.scale) * dot(query, &k.row(key)[kv..kv + width]);
                 let largest = visible(spans).map(z).fold(f64::NEG_INFINITY, f64::max);
                 let sum: f64 = visible(spans).map(|key| (z(key) - largest).exp()).sum();
-                let log_sum = largest + sum.ln();
-                lse.row_mut(row)[head] = log_sum;
+                softmax.row_mut(row)[2 * head..][..2].copy_from_slice(&[largest, sum]);
                 for key in visible(spans) {
-                    let p = self.precision.round((z(key) - log_sum).exp());
+                    let p = self.precision.round((z(key) - largest).exp() / sum);
                     add_scaled(&mut o.row_mut(row)[own..own + width], p, &v.row(key)[kv..kv + width]);
                 }
             }
         }
-        AttentionOutput { o: self.entering(&o), lse }
+        AttentionOutput { o: self.entering(&o), softmax }
     }
 }
 
@@ -81,10 +80,11 @@ impl AttentionBackward for Reference {
                 let (own, kv) = (head * width, head / (shape.heads / shape.kv_heads) * width);
                 let query = &q.row(row)[own..own + width];
                 let d_out = &d_o.row(row)[own..own + width];
+                let (largest, sum) = (output.softmax.row(row)[2 * head], output.softmax.row(row)[2 * head + 1]);
                 let delta = dot(d_out, &output.o.row(row)[own..own + width]);
                 for key in visible(spans) {
                     let (key_row, value) = (&k.row(key)[kv..kv + width], &v.row(key)[kv..kv + width]);
-                    let p = (scale * dot(query, key_row) - output.lse.row(row)[head]).exp();
+                    let p = (scale * dot(query, key_row) - largest).exp() / sum;
                     let dz = self.precision.round(p * (dot(d_out, value) - delta));
                     add_scaled(&mut dq.row_mut(row)[own..own + width], scale * dz, key_row);
                     add_scaled(&mut dk.row_mut(key)[kv..kv + width], scale * dz, query);
