@@ -94,8 +94,18 @@ impl Error {
                     | train::Error::Conflict { .. }
                     | train::Error::Objective(_)
                     | train::Error::Config { .. }
+                    | train::Error::ValidationIsTraining { .. }
             ),
             _ => false,
+        }
+    }
+
+    /// What the command line exits with: 2 for a wrong request, 128 and the signal's number for a run that a signal stopped, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Train(crate::train::Error::Interrupted { code, .. }) => *code,
+            error if error.is_usage() => 2,
+            _ => 1,
         }
     }
 

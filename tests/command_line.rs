@@ -135,8 +135,9 @@ fn a_question_without_paraphrase_trains_an_accuracy_loss() {
 fn an_adapter_trains_merges_evaluates_and_compares() {
     let place = Place::new();
     place.unflip(&format!("{EVAL} before")).ok();
+    place.data("validation.jsonl", &[command::group(4), command::group(5)]);
     place.write("run.toml", "[adapter]\nlayers = \"2-6\"\n[schedule]\nsteps = 4\n");
-    let table = place.unflip(&format!("{TRAIN} run --config run.toml --validation data.jsonl")).ok();
+    let table = place.unflip(&format!("{TRAIN} run --config run.toml --validation validation.jsonl")).ok();
     assert!(table.contains("4 of 4") && table.contains("run/final"), "{table}");
     assert!(place.exists("run/best/adapter_model.safetensors"));
     place.unflip(&format!("{EVAL} adapted --adapter run/final")).ok();

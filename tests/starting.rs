@@ -83,7 +83,7 @@ fn a_warm_start_keeps_the_adapters_shape_and_is_resumed_with_the_same_adapter() 
     let error = go(&golden, request(&golden, engine_groups(&golden, 3), |_| ()), &out, RESUME).unwrap_err();
     assert!(matches!(error, unflip::Error::Train(Error::StartAdapterMissing { .. })), "{error}");
     assert!(error.hint().unwrap().contains(&format!("--adapter {}", start.display())));
-    let mut contradicting = Settings { ..warm().settings };
+    let mut contradicting = warm().settings;
     contradicting.adapter.rank = file.config.r + 1;
     let error = contradicting.complete(&golden.checkpoint, Some(&file)).unwrap_err();
     assert!(error.is_usage() && error.to_string().starts_with("adapter.rank and model.adapter: "), "{error}");

@@ -1,6 +1,7 @@
 //! Command line: one file per verb, arguments in, table out, no logic.
 //!
-//! Data goes to stdout, everything else to stderr. Exit code 0: done, 1: failed, 2: wrong usage.
+//! Data goes to stdout, everything else to stderr. Exit code 0: done, 1: failed, 2: wrong usage, 130 or 143:
+//! a training run that SIGINT or SIGTERM stopped.
 
 #![forbid(unsafe_code)]
 
@@ -11,6 +12,7 @@ mod device;
 mod doctor;
 mod eval;
 mod inspect;
+mod interrupt;
 mod merge;
 mod model;
 mod trace;
@@ -98,7 +100,7 @@ pub fn main() -> ExitCode {
     if let Some(hint) = error.hint() {
         eprintln!("hint: {hint}");
     }
-    if error.is_usage() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    ExitCode::from(error.exit_code())
 }
 
 /// Prints what the argument parser has to say, with a hint as every error has it. Asked-for help is no error.

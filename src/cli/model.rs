@@ -2,7 +2,7 @@
 
 use crate::model::{Adapter, EmbedScale, Engine};
 use crate::ops::Device;
-use crate::train::ModelSettings;
+use crate::train::{ModelSettings, other_base};
 use crate::weights::{AdapterFile, Checkpoint, resolve_model};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -62,6 +62,21 @@ impl ModelArgs {
     pub fn open(&self) -> crate::Result<(Checkpoint, Option<AdapterFile>)> {
         let checkpoint = Checkpoint::open(&resolve_model(&self.model)?)?;
         let adapter = self.adapter.as_deref().map(AdapterFile::open).transpose()?;
+        if let Some(folder) = &self.adapter
+            && let Some(notes) = other_base(folder, &checkpoint)?
+        {
+            let (found, trained) = (checkpoint.fingerprint()?, notes.base_model_fingerprint);
+            let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
+            eprintln!(
+                "warning: the adapter {} was trained on another base model: expected `{}` (fingerprint {}), found {} ({})",
+                folder.display(),
+                notes.base_model,
+                short(&trained),
+                self.model,
+                short(&found)
+            );
+            eprintln!("hint: give that model as --model; on this one the adapter may do anything");
+        }
         Ok((checkpoint, adapter))
     }
 

@@ -2,13 +2,16 @@
 
 use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
+use super::interrupt::Interrupt;
 use super::model::ModelArgs;
 use super::trunk::TrunkArgs;
 use crate::data::ReadOptions;
 use crate::eval::Question;
 use crate::ops::TrainDevice;
 use crate::report::{Cell, Table};
-use crate::train::{Error, Opening, ProgressBar, RunIdentity, RunRequest, Settings, TrainSummary, train};
+use crate::train::{
+    Error, Layers, Opening, PRESETS, ProgressBar, RunIdentity, RunRequest, Settings, TrainSummary, train,
+};
 use crate::weights::Checkpoint;
 use clap::Args;
 use std::ops::ControlFlow;
@@ -18,15 +21,21 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  unflip train --model models/start --data assets/reports/reports-train.jsonl --loss paper --lr 2e-4 --out runs/paper\n  \
+    unflip train --preset paper --model M --data train.jsonl --validation validation.jsonl --out runs/paper\n  \
     unflip train --config run.toml --out runs/paper\n\n\
     Every setting has a key in the config file (`unflip train --print-config` shows all with their defaults); a flag overrides it. \
-    A run that was interrupted goes on with --resume, to the same bits. The adapter of a finished run is in OUT/final, with validation \
+    Ctrl-C or SIGTERM stops after the step with a checkpoint (exit code 130 or 143), a second one at once. \
+    A run that was stopped or killed goes on with --resume, to the same bits. The adapter of a finished run is in OUT/final, with validation \
     data the best one in OUT/best:\n  unflip eval --model models/start --adapter runs/paper/final --data assets/reports/reports-eval.jsonl --out runs/paper-eval"
 )]
 pub struct Train {
     /// Settings (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Start from the settings of `paper` (500 pairs, 8 a step, 3 passes, middle layers) instead of the defaults; config file
+    /// and flags override it
+    #[arg(long, value_name = "NAME", value_parser = PRESETS.map(|(name, _)| name))]
+    preset: Option<String>,
     /// Run directory
     #[arg(long, value_name = "DIR", required_unless_present = "print_config")]
     out: Option<PathBuf>,
@@ -61,7 +70,7 @@ struct Flags {
     /// Training groups (JSONL) [data.train]
     #[arg(long, value_name = "FILE")]
     data: Option<String>,
-    /// Validation groups (JSONL): `best/` is chosen on them [data.validation]
+    /// Validation groups (JSONL), never those trained or tested on: `best/` is chosen on them [data.validation]
     #[arg(long, value_name = "FILE")]
     validation: Option<String>,
     /// all, none (the original alone) or sample:K [data.paraphrases]
@@ -70,13 +79,16 @@ struct Flags {
     /// First N groups only [data.limit]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     limit: Option<String>,
+    /// Draw N (original, paraphrase) pairs by the seed and train on these, or all for whole groups [data.sample_pairs]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    sample_pairs: Option<String>,
     /// Pattern of the user's turn (default: the start adapter's, else the paper's) [data.template]
     #[arg(long, value_name = "PATTERN")]
     template: Option<String>,
     /// Projections, any of q,k,v,o,gate,up,down [adapter.modules]
     #[arg(long, value_name = "LIST")]
     modules: Option<String>,
-    /// all, 8-11, or 2,3,7 [adapter.layers]
+    /// all, 8-11, 2,3,7, or paper (its 15-19 of 34, scaled to the model) [adapter.layers]
     #[arg(long, value_name = "LAYERS", allow_negative_numbers = true)]
     layers: Option<String>,
     /// LoRA rank [adapter.rank]
@@ -106,8 +118,9 @@ struct Flags {
     /// Weight of the second part of paper, combined or a loss of two parts, 0 to inf [objective.lambda]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lambda: Option<String>,
-    /// Stop when every answer becomes the same: true or false [objective.stop_on_collapse]
-    #[arg(long, value_name = "BOOL")]
+    /// Stop, with a checkpoint, when the model answers one way (64 questions in training, or a validation): true or false
+    /// [objective.stop_on_collapse]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     stop_on_collapse: Option<String>,
     /// Learning rate [optimizer.lr]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
@@ -151,6 +164,15 @@ struct Flags {
     /// Steps between checkpoints [run.checkpoint_every]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     checkpoint_every: Option<String>,
+    /// Whole checkpoints to keep, or all; the newest and the one that best/ is a copy of always stay [run.keep_checkpoints]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    keep_checkpoints: Option<String>,
+    /// Steps between validations (default: once an epoch); the end always has one [run.validate_every]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    validate_every: Option<String>,
+    /// What best/ is chosen by: accuracy_all, accuracy, flip_rate_question, flip_rate_pair, margin_difference or loss [run.best_by]
+    #[arg(long, value_name = "METRIC")]
+    best_by: Option<String>,
     /// Back end: cpu, cuda or reference [model.device]
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
@@ -185,6 +207,7 @@ impl Flags {
             ("data.validation", &self.validation),
             ("data.paraphrases", &self.paraphrases),
             ("data.limit", &self.limit),
+            ("data.sample_pairs", &self.sample_pairs),
             ("data.template", &self.template),
             ("adapter.modules", &self.modules),
             ("adapter.layers", &self.layers),
@@ -212,6 +235,9 @@ impl Flags {
             ("schedule.steps", &self.steps),
             ("run.seed", &self.seed),
             ("run.checkpoint_every", &self.checkpoint_every),
+            ("run.keep_checkpoints", &self.keep_checkpoints),
+            ("run.validate_every", &self.validate_every),
+            ("run.best_by", &self.best_by),
             ("run.threads", &self.threads),
             ("run.isa", &self.isa),
         ];
@@ -225,9 +251,11 @@ impl Train {
     /// # Errors
     /// Anything wrong with settings, model, data or the run directory.
     pub fn run(self) -> crate::Result<()> {
+        let preset = PRESETS.into_iter().find(|(name, _)| Some(*name) == self.preset.as_deref());
+        let settings = preset.map_or_else(Settings::default, |(_, preset)| Settings::preset(preset));
         let mut settings = match &self.config {
-            Some(path) => Settings::read(path)?,
-            None => Settings::default(),
+            Some(path) => settings.overridden_by(path)?,
+            None => settings,
         };
         settings.override_with(&self.flags.given()).map_err(with_flag)?;
         let mut settings = settings.resolve()?;
@@ -242,7 +270,13 @@ impl Train {
         let device = DeviceArgs::named(&settings)?;
 
         let (checkpoint, adapter) = model.open()?;
+        let scaled = settings.adapter.layers == Layers::Paper;
         let template = settings.complete(&checkpoint, adapter.as_ref())?;
+        let depth = checkpoint.config.text.num_hidden_layers;
+        if scaled && adapter.is_none() && depth != 34 {
+            let layers = &settings.adapter.layers;
+            eprintln!("note: the paper's layers 15-19 of 34 are {layers} of this model's {depth}");
+        }
         let prompting = Prompting::open(&checkpoint, template)?;
         let options = ReadOptions { allow_no_paraphrases: !settings.needs_paraphrases() };
         let (file, questions) = prompting.read(&data, settings.data.limit, options)?;
@@ -269,8 +303,21 @@ impl Train {
             true => Opening::Resume { other_unit: self.other_unit },
             false => Opening::New,
         };
-        let summary = device.run(Work { model, checkpoint, request, out, opening, trunk: self.trunk })?;
-        report(&summary, self.json)
+        let interrupt = Interrupt::catch()?;
+        let stopped = interrupt.clone();
+        let summary = device.run(Work { model, checkpoint, request, out, opening, trunk: self.trunk, interrupt })?;
+        report(&summary, self.json)?;
+        match stopped.caught().filter(|_| summary.steps < summary.total_steps) {
+            Some(signal) => Err(Error::Interrupted {
+                signal: signal.name,
+                code: signal.code,
+                step: summary.steps,
+                total: summary.total_steps,
+                checkpoint: summary.checkpoint.path.display().to_string(),
+            }
+            .into()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -304,6 +351,7 @@ struct Work {
     out: PathBuf,
     opening: Opening,
     trunk: TrunkArgs,
+    interrupt: Interrupt,
 }
 
 impl OnDevice for Work {
@@ -320,7 +368,10 @@ impl OnDevice for Work {
         let mut bar = ProgressBar::new(settings.total_steps(groups.len()), done);
         let summary = train(&mut trainer, groups, validation, settings, &run, |metrics, timing| {
             bar.step(metrics, timing);
-            ControlFlow::Continue(())
+            match self.interrupt.caught() {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            }
         });
         bar.finish();
         summary
@@ -331,10 +382,6 @@ fn report(summary: &TrainSummary, json: bool) -> crate::Result<()> {
     for skipped in &summary.skipped {
         eprintln!("skipped checkpoint {}: it is not whole", skipped.name);
     }
-    if let Some(step) = summary.collapsed_at {
-        eprintln!("warning: at step {step} every answer was the same although the truths differed");
-        eprintln!("hint: a loss without an accuracy part collapses; give λ above 0");
-    }
     if json {
         return super::print_json(&serde_json::json!({
             "steps": summary.steps,
@@ -342,13 +389,17 @@ fn report(summary: &TrainSummary, json: bool) -> crate::Result<()> {
             "resumed_from": summary.resumed_from,
             "adapter": summary.adapter,
             "best_step": summary.best_step,
-            "collapsed_at": summary.collapsed_at,
+            "collapsed_at": summary.collapsed.map(|(step, ..)| step),
+            "collapse": summary.collapsed.map(|(_, place, figures)| serde_json::json!({ "in": place, "figures": figures })),
             "last": summary.last,
         }));
     }
     let mut table = Table::new(&["training", ""]);
     super::row(&mut table, "steps", &format!("{} of {}", summary.steps, summary.total_steps));
     super::row(&mut table, "adapter", &summary.adapter.display().to_string());
+    if let Some(step) = summary.best_step {
+        super::row(&mut table, "best", &format!("of step {step}"));
+    }
     if let Some(last) = &summary.last {
         table.row(vec![Cell::text("last loss"), Cell::Number(last.loss, 4)]);
         table.row(vec![Cell::text("last gradient norm"), Cell::Number(last.grad_norm, 4)]);

@@ -4,7 +4,7 @@ use super::Error;
 use super::evaluate::Evaluation;
 use super::samples::{self, Header, Sample};
 use crate::error::Result;
-use crate::train::durable::write_atomically;
+use crate::weights::write_atomically;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,7 +52,7 @@ pub(super) fn write(folder: &Path, evaluation: &Evaluation, header: &Header, con
     let path = folder.join(RESULTS);
     let mut text = serde_json::to_vec_pretty(&value).map_err(|error| crate::Error::io("write", &path, error.into()))?;
     text.push(b'\n');
-    write_atomically(&path, &text)
+    Ok(write_atomically(&path, &text)?)
 }
 
 /// A finished evaluation, read back.

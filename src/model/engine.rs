@@ -123,6 +123,23 @@ impl<D: Device> Engine<D> {
         Ok(margins)
     }
 
+    /// Losses of a batch's groups with the adapter as it is: no dropout, no gradient.
+    ///
+    /// # Errors
+    /// See [`TextModel::forward`].
+    pub fn losses(
+        &self,
+        batch: &PackedBatch,
+        targets: &[Target],
+        objective: &Objective,
+    ) -> crate::Result<Vec<GroupLoss>> {
+        let columns = loss_columns(targets, objective);
+        let (tape, logits) = self.answers(batch, &columns, false, None, &SitePlan::default())?;
+        let width = self.device.shape(tape.value(logits)).1;
+        let values = self.device.download(tape.value(logits));
+        Ok(group_losses(batch, targets, objective, &columns, &values, width))
+    }
+
     fn answers<'a>(
         &'a self,
         batch: &PackedBatch,
@@ -216,36 +233,14 @@ impl<D: TrainDevice> Engine<D> {
         dropout: Option<DropoutStep>,
     ) -> crate::Result<Leaf<D::Buf>> {
         let adapter = self.adapter.as_ref().expect("training attaches an adapter first");
-        let ids = answer_ids(targets);
-        let columns = if objective.needs_full_vocabulary() { Columns::Full } else { Columns::Ids(ids) };
-        let place = |id: u32| match &columns {
-            Columns::Full => id as usize,
-            Columns::Ids(ids) => column(ids.as_slice(), id),
-        };
+        let columns = loss_columns(targets, objective);
         let sites = SitePlan::default();
         let (tape, logits) = self.answers(batch, &columns, true, dropout, &sites)?;
         let (rows, width) = self.device.shape(tape.value(logits));
         let values = self.device.download(tape.value(logits));
 
-        let mut losses = Vec::with_capacity(batch.groups);
-        let mut seed = vec![0.0f32; rows * width];
-        let mut row = 0;
-        for (group, target) in targets.iter().enumerate() {
-            let count = batch.phrasings.iter().filter(|phrasing| phrasing.group == group).count();
-            let span = row * width..(row + count) * width;
-            let loss = objective.evaluate(&GroupLogits {
-                logits: &values[span.clone()],
-                columns: width,
-                yes: place(target.yes),
-                no: place(target.no),
-                answer_yes: target.answer_yes,
-            });
-            for (slot, value) in seed[span].iter_mut().zip(&loss.dlogits) {
-                *slot = *value as f32;
-            }
-            losses.push(loss);
-            row += count;
-        }
+        let losses = group_losses(batch, targets, objective, &columns, &values, width);
+        let seed: Vec<f32> = losses.iter().flat_map(|loss| &loss.dlogits).map(|&value| value as f32).collect();
         let mut gradient = self.device.zeros(1, adapter.layout.len());
         tape.backward(logits, self.device.upload(rows, width, &seed), Some(&mut gradient));
         Ok(Leaf { losses, gradient })
@@ -288,6 +283,40 @@ impl<D: TrainDevice> Engine<D> {
             .filter_map(|(&site, &leaf)| Some((site, self.device.duplicate(gradients.get(leaf)?))))
             .collect())
     }
+}
+
+/// Columns of the head that a loss reads.
+fn loss_columns(targets: &[Target], objective: &Objective) -> Columns {
+    if objective.needs_full_vocabulary() { Columns::Full } else { Columns::Ids(answer_ids(targets)) }
+}
+
+/// Losses of the groups whose answer rows of `width` logits are `values`, in batch order.
+fn group_losses(
+    batch: &PackedBatch,
+    targets: &[Target],
+    objective: &Objective,
+    columns: &Columns,
+    values: &[f64],
+    width: usize,
+) -> Vec<GroupLoss> {
+    let place = |id: u32| match columns {
+        Columns::Full => id as usize,
+        Columns::Ids(ids) => column(ids, id),
+    };
+    let mut row = 0;
+    let of = |(group, target): (usize, &Target)| {
+        let count = batch.phrasings.iter().filter(|phrasing| phrasing.group == group).count();
+        let logits = &values[row * width..(row + count) * width];
+        row += count;
+        objective.evaluate(&GroupLogits {
+            logits,
+            columns: width,
+            yes: place(target.yes),
+            no: place(target.no),
+            answer_yes: target.answer_yes,
+        })
+    };
+    targets.iter().enumerate().map(of).collect()
 }
 
 fn answer_ids(targets: &[Target]) -> Vec<u32> {

@@ -14,12 +14,22 @@ pub(super) const IDENTITY: &str = "identity";
 impl Settings {
     /// Defaults overridden by a TOML file. Also reads the `config.toml` of a run.
     pub fn read(path: &Path) -> Result<Self> {
+        Self::default().overridden_by(path)
+    }
+
+    /// These settings, a preset's say, overridden by a TOML file.
+    pub fn overridden_by(self, path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|source| crate::Error::io("read", path, source))?;
-        Ok(Self::parse(&text, &path.display().to_string())?)
+        Ok(self.parse_over(&text, &path.display().to_string())?)
     }
 
     /// Defaults overridden by TOML text; `name` stands for the file in errors.
     pub fn parse(text: &str, name: &str) -> Result<Self, Error> {
+        Self::default().parse_over(text, name)
+    }
+
+    /// These settings overridden by TOML text. What replaces a whole loss or the length of the run replaces all of it.
+    fn parse_over(mut self, text: &str, name: &str) -> Result<Self, Error> {
         let line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
         let syntax = |error: &toml::de::Error| Error::Config {
             place: error.span().map_or(name.to_owned(), |span| format!("{name}:{}", line(span.start))),
@@ -27,7 +37,17 @@ impl Settings {
         };
         let positions = DeTable::parse(text).map_err(|error| syntax(&error))?;
         let values: toml::Table = toml::from_str(text).map_err(|error| syntax(&error))?;
-        let mut settings = Self::default();
+        let given = |section: &str, keys: &[&str]| {
+            let table = values.get(section).and_then(toml::Value::as_table);
+            table.is_some_and(|table| keys.iter().any(|key| table.contains_key(*key)))
+        };
+        if given("schedule", &["epochs", "steps"]) {
+            (self.schedule.epochs, self.schedule.steps) = (None, None);
+        }
+        if given("objective", &["loss", "consistency", "accuracy"]) {
+            let objective = &mut self.objective;
+            (objective.loss, objective.consistency, objective.accuracy, objective.lambda) = (None, None, None, None);
+        }
         for (section, content) in positions.get_ref() {
             let section_name: &str = section.get_ref();
             if section_name == IDENTITY {
@@ -46,11 +66,11 @@ impl Settings {
                 let place = format!("{name}:{}", line(key.span().start));
                 let row = keys::find(&format!("{section_name}.{key_name}"), &place)?;
                 if let Some(value) = values.get(section_name).and_then(|section| section.get(key_name)) {
-                    settings.assign(row, Given::Toml(value), &place)?;
+                    self.assign(row, Given::Toml(value), &place)?;
                 }
             }
         }
-        Ok(settings)
+        Ok(self)
     }
 
     /// Applies flags, as (`section.name`, text), over what a file said. A flag for one of `schedule.epochs` and
@@ -84,7 +104,9 @@ impl Settings {
             place: place.to_owned(),
             expected: row.expected.to_owned(),
             found: value.show(),
-        })
+        })?;
+        self.given.0.insert(row.name);
+        Ok(())
     }
 
     /// Every setting that has a value, by section.
@@ -155,6 +177,7 @@ train = "train.jsonl"
 validation = "validation.jsonl"
 paraphrases = "sample:2"
 limit = 50
+sample_pairs = 40
 template = "Answer Yes or No: {question}"
 [adapter]
 modules = ["v", "q_proj"]
@@ -183,6 +206,9 @@ steps = 300
 [run]
 seed = 7
 checkpoint_every = 25
+keep_checkpoints = 3
+validate_every = 10
+best_by = "loss"
 threads = 3
 isa = "avx2"
 "#;

@@ -65,6 +65,13 @@ pub trait TrainEngine: MarginEngine {
         step: u32,
         first_ordinal: u32,
     ) -> Result<(Vec<GroupLoss>, Self::Gradient)>;
+    /// Loss of each group, without dropout and without a gradient.
+    fn evaluate(&mut self, groups: &[EngineGroup]) -> Result<Vec<GroupLoss>>;
+    /// The name in adapter files of the tensor that holds the flat vectors' element `index`, if the engine has names.
+    fn tensor_name(&self, index: usize) -> Option<String>;
+    /// Computes a group's leaf once more to name what leaves the numbers first: a parameter, an activation or answer logits in
+    /// the order of the forward pass, or a gradient in the order of the backward pass. `None` if all are finite.
+    fn first_non_finite(&mut self, group: &EngineGroup, step: u32, ordinal: u32) -> Result<Option<String>>;
     /// `into += other`, elementwise.
     fn add(&mut self, into: &mut Self::Gradient, other: &Self::Gradient);
     /// √Σg², summed in f64 in a fixed order.

@@ -1,6 +1,7 @@
 //! Errors of settings, run directories, checkpoints and of training itself.
 
 use super::checkpoint::Skipped;
+use super::collapse::Answering;
 
 /// A run that cannot start or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -69,10 +70,12 @@ pub enum Error {
         path: String,
     },
     /// Another process has the directory.
-    #[error("{path} is in use by another process")]
+    #[error("{path} is in use by another process{}", process.map(|id| format!(" ({id})")).unwrap_or_default())]
     Locked {
         /// The directory.
         path: String,
+        /// The process's number, if it could be read.
+        process: Option<u32>,
     },
     /// Resuming with something other than the run began with.
     #[error("cannot resume {path}: `{key}` was {stored} when the run began, found {given}")]
@@ -128,7 +131,11 @@ pub enum Error {
         group: String,
     },
     /// The model left the numbers.
-    #[error("step {step}: the {what} of {} is not finite", group.as_ref().map_or("the whole step".to_owned(), |id| format!("group `{id}`")))]
+    #[error(
+        "step {step}: the {what} of {} is not finite{}",
+        group.as_ref().map_or("the whole step".to_owned(), |id| format!("group `{id}`")),
+        tensor.as_ref().map(|name| format!("; first not finite: {name}")).unwrap_or_default()
+    )]
     NonFinite {
         /// `loss`, `margin` or `gradient`.
         what: &'static str,
@@ -136,28 +143,80 @@ pub enum Error {
         step: u64,
         /// Where it appeared, if one group alone shows it.
         group: Option<String>,
+        /// The first tensor that is not finite, in the order of computation.
+        tensor: Option<String>,
     },
     /// An update left the numbers; no checkpoint of it is written.
-    #[error("step {step}: the update made {what} that are not finite")]
+    #[error(
+        "step {step}: the update made {what} that are not finite{}",
+        tensor.as_ref().map(|name| format!("; the first is of {name}")).unwrap_or_default()
+    )]
     NonFiniteUpdate {
         /// `parameters` or `moments`.
         what: &'static str,
         /// The update.
         step: u64,
+        /// The tensor of the first one.
+        tensor: Option<String>,
     },
-    /// Every recent answer is the same although the truths differ.
+    /// Almost every answer is the same although the truths differ.
     #[error(
-        "step {step}: all of the last {questions} answers are {answer}, while {label_yes} of these questions have the truth yes"
+        "step {step}: {:.0} % of {place}'s last {} answers are yes, while the truth is yes for {:.0} %; the standard deviation of \
+         their margins is {:.3}",
+        100.0 * answering.yes_rate, answering.questions, 100.0 * answering.label_yes_rate, answering.margin_sd
     )]
     Collapse {
         /// The step.
         step: u64,
-        /// Questions looked at.
-        questions: u64,
-        /// `yes` or `no`.
-        answer: &'static str,
-        /// Truths among them.
-        label_yes: u64,
+        /// `training` or `validation`.
+        place: &'static str,
+        /// The figures.
+        answering: Answering,
+    },
+    /// A file of the run that could not be written.
+    #[error(
+        "step {step}: cannot write {path}: {source}; {}",
+        checkpoint.map_or("there is no checkpoint yet".to_owned(), |step| format!("the checkpoint of step {step} is whole"))
+    )]
+    Unwritten {
+        /// The step that was under way.
+        step: u64,
+        /// The file.
+        path: String,
+        /// Step of the newest whole checkpoint.
+        checkpoint: Option<u64>,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The user or the system asked the run to stop; it did after a step.
+    #[error("stopped by {signal} after step {step} of {total}; its checkpoint is {checkpoint}")]
+    Interrupted {
+        /// `SIGINT` or `SIGTERM`.
+        signal: &'static str,
+        /// 128 and the signal's number: what the command exits with.
+        code: u8,
+        /// Updates made.
+        step: u64,
+        /// Updates of the whole run.
+        total: u64,
+        /// Folder of the checkpoint.
+        checkpoint: String,
+    },
+    /// Validation on what is trained on.
+    #[error("the validation groups are the training groups: both files have the SHA-256 {sha256}")]
+    ValidationIsTraining {
+        /// Of both.
+        sha256: String,
+    },
+    /// Fewer pairs than are to be drawn.
+    #[error("expected at least {asked} (original, paraphrase) pairs to draw from, found {found} in {groups} groups")]
+    TooFewPairs {
+        /// `data.sample_pairs`.
+        asked: usize,
+        /// Pairs of the groups in use.
+        found: usize,
+        /// These groups.
+        groups: usize,
     },
 }
 
@@ -209,9 +268,24 @@ impl Error {
                 "lower optimizer.lr or set optimizer.clip; the last checkpoint is kept".to_owned()
             }
             Self::Collapse { .. } => {
-                "start another run with a larger objective.lambda (consistency alone rewards constant answers), \
-                 or go on with this one past its checkpoint: --resume --stop-on-collapse false"
+                "start another run with a larger objective.lambda (consistency alone rewards constant answers) or a lower \
+                 optimizer.lr; a run that stopped goes on past its checkpoint with --resume --stop-on-collapse false"
                     .to_owned()
+            }
+            Self::Unwritten { path, source, checkpoint, .. } => match source.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => format!(
+                    "make room on the disk (--keep-checkpoints 1 removes older checkpoints), then run the same command with \
+                     --resume: it {}",
+                    if checkpoint.is_some() { "goes on from that checkpoint" } else { "starts over" }
+                ),
+                _ => format!("{}; then run the same command with --resume", crate::error::io_hint(path, source)),
+            },
+            Self::Interrupted { .. } => "run the same command with --resume to go on, to the same bits".to_owned(),
+            Self::ValidationIsTraining { .. } => {
+                "give --validation groups that are neither trained on nor tested on, or leave it out".to_owned()
+            }
+            Self::TooFewPairs { found, .. } => {
+                format!("lower data.sample_pairs to {found} or less, or use all groups: --sample-pairs all")
             }
         };
         Some(hint)

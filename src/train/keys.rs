@@ -3,6 +3,7 @@
 
 use super::Error;
 use super::settings::{Decay, Layers, Paraphrases, Settings};
+use super::validation::BestBy;
 use crate::objective::{ACCURACY, CONSISTENCY, LOSSES, Pairs};
 use crate::weights::Module;
 use toml::Value;
@@ -173,6 +174,9 @@ pub(super) const KEYS: &[Key] = &[
         set: |s, v| { s.data.paraphrases = paraphrases(&v.text()?)?; Some(()) } },
     Key { name: "data.limit", expected: "a whole number, at least 1", on_resume: Fixed,
         get: |s| s.data.limit.and_then(int), set: |s, v| { s.data.limit = Some(v.count()?); Some(()) } },
+    Key { name: "data.sample_pairs", expected: "a whole number, at least 1, or \"all\"", on_resume: Fixed,
+        get: |s| s.data.sample_pairs.and_then(int),
+        set: |s, v| { s.data.sample_pairs = if v.text().as_deref() == Some("all") { None } else { Some(v.count()?) }; Some(()) } },
     Key { name: "data.template", expected: "a prompt template", on_resume: Fixed,
         get: |s| s.data.template.as_ref().and_then(string), set: |s, v| { s.data.template = Some(v.text()?); Some(()) } },
 
@@ -188,7 +192,7 @@ pub(super) const KEYS: &[Key] = &[
             s.adapter.modules = Some(modules).filter(|modules| !modules.is_empty())?;
             Some(())
         } },
-    Key { name: "adapter.layers", expected: "all, a range as 8-11 or a list as 2,3,7", on_resume: Fixed,
+    Key { name: "adapter.layers", expected: "all, paper, a range as 8-11 or a list as 2,3,7", on_resume: Fixed,
         get: |s| string(&s.adapter.layers),
         set: |s, v| {
             s.adapter.layers = match v {
@@ -267,6 +271,14 @@ pub(super) const KEYS: &[Key] = &[
         get: |s| int(s.run.seed), set: |s, v| { s.run.seed = v.integer()?; Some(()) } },
     Key { name: "run.checkpoint_every", expected: "a whole number, at least 1", on_resume: Fixed,
         get: |s| int(s.run.checkpoint_every), set: |s, v| { s.run.checkpoint_every = v.integer().filter(|&n| n > 0)?; Some(()) } },
+    Key { name: "run.keep_checkpoints", expected: "a whole number, at least 1, or \"all\"", on_resume: Free,
+        get: |s| s.run.keep_checkpoints.map_or(string("all"), int),
+        set: |s, v| { s.run.keep_checkpoints = if v.text().as_deref() == Some("all") { None } else { Some(v.count()?) }; Some(()) } },
+    Key { name: "run.validate_every", expected: "a whole number, at least 1", on_resume: Fixed,
+        get: |s| s.run.validate_every.and_then(int), set: |s, v| { s.run.validate_every = Some(v.integer().filter(|&n| n > 0)?); Some(()) } },
+    Key { name: "run.best_by", expected: "accuracy_all, accuracy, flip_rate_question, flip_rate_pair, margin_difference or loss", on_resume: Fixed,
+        get: |s| string(s.run.best_by.name()),
+        set: |s, v| { let name = v.text()?; s.run.best_by = BestBy::NAMES.iter().find(|(known, _)| *known == name)?.1; Some(()) } },
     Key { name: "run.threads", expected: "a whole number, at least 1", on_resume: Free,
         get: |s| s.run.threads.and_then(int), set: |s, v| { s.run.threads = Some(v.count()?); Some(()) } },
     Key { name: "run.isa", expected: "an instruction set", on_resume: Free,

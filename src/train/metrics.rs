@@ -3,6 +3,8 @@
 
 use super::Error;
 use super::answers::AnswerCounts;
+use super::collapse::{Answering, MarginSpread};
+use super::validation::ValidationMetrics;
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -10,7 +12,7 @@ use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// What one step did, and nothing that a clock decides.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// Update, from 1.
     pub step: u64,
@@ -31,21 +33,11 @@ pub struct StepMetrics {
     /// Answers and flips before the update.
     #[serde(flatten)]
     pub answers: AnswerCounts,
-}
-
-/// Validation after a step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct ValidationMetrics {
-    pub step: u64,
-    pub validation: AnswerCounts,
-}
-
-impl ValidationMetrics {
-    /// Whether this one is better: more right answers to all phrasings (a flip is a wrong answer), then fewer flips.
-    pub fn beats(&self, other: &Self) -> bool {
-        let key = |one: &Self| (one.validation.right, std::cmp::Reverse(one.validation.flipped_pairs));
-        key(self) > key(other)
-    }
+    /// Margins of the originals before the update.
+    #[serde(flatten)]
+    pub margins: MarginSpread,
+    /// The sliding window that ends with this step.
+    pub recent: Answering,
 }
 
 /// A line of `metrics.jsonl`.
@@ -83,23 +75,31 @@ pub struct StepTiming {
 pub(super) struct Log {
     path: PathBuf,
     file: File,
+    /// Bytes of whole lines.
+    length: u64,
 }
 
 impl Log {
     /// Opens for appending.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        Ok(Self { path: path.into(), file: file.map_err(|source| crate::Error::io("write", path, source))? })
+        let io = |source| crate::Error::io("write", path, source);
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
+        Ok(Self { path: path.into(), file, length })
     }
 
-    /// Appends one line with one write.
+    /// Appends one line with one write. A line that does not fit on the disk is taken back.
     pub fn append(&mut self, line: &impl Serialize) -> Result<()> {
-        let write = |file: &mut File| {
-            let mut text = serde_json::to_vec(line)?;
-            text.push(b'\n');
-            file.write_all(&text)
-        };
-        write(&mut self.file).map_err(|source| crate::Error::io("write", &self.path, source))
+        let io = |source| crate::Error::io("write", &self.path, source);
+        let mut text = serde_json::to_vec(line).map_err(|error| io(error.into()))?;
+        text.push(b'\n');
+        if let Err(source) = self.file.write_all(&text) {
+            // If this fails too, resuming cuts the torn line off.
+            let _ = self.file.set_len(self.length);
+            return Err(io(source));
+        }
+        self.length += text.len() as u64;
+        Ok(())
     }
 
     /// Puts everything appended on the disk.
@@ -168,6 +168,8 @@ mod tests {
             learning_rate: 2e-4,
             tokens: 10,
             answers: AnswerCounts::of(&[1.0, -1.0], true),
+            margins: MarginSpread::of(&[1.0, 0.1]),
+            recent: Answering { questions: 3, yes_rate: 1.0 / 3.0, ..Answering::default() },
         }
     }
 
@@ -179,7 +181,11 @@ mod tests {
         for k in 1..=3 {
             log.append(&step(k)).expect("written");
         }
-        let validation = ValidationMetrics { step: 3, validation: AnswerCounts::default() };
+        let validation: ValidationMetrics = serde_json::from_value(serde_json::json!({"step": 3, "validation": {
+            "loss": 0.1, "loss_consistency": 0.0, "loss_accuracy": 0.1, "margin_difference": 0.3, "margin_mean": 1.0,
+            "margin_sd": 0.5, "questions": 1, "flipped_questions": 1, "pairs": 1, "flipped_pairs": 1, "phrasings": 2, "right": 1,
+            "right_originals": 1, "yes": 1, "label_yes": 1, "ties": 0, "one_way": false}}))
+        .expect("a validation");
         log.append(&validation).expect("written");
         let whole = std::fs::read(&path).expect("read");
         log.append(&step(4)).expect("written");

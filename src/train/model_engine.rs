@@ -1,6 +1,6 @@
 //! The real engine behind the loop: a model with a LoRA adapter, its moments, its loss and its dropout.
 
-use super::{AdapterNotes, EngineGroup, MarginEngine, TrainEngine, TrainerTensors};
+use super::{AdapterNotes, EngineGroup, MarginEngine, TrainEngine, TrainerTensors, non_finite};
 use crate::Result;
 use crate::batch::{GroupName, TokenGroup};
 use crate::model::{Adapter, DropoutStep, Engine, Target};
@@ -109,6 +109,31 @@ impl<D: TrainDevice> TrainEngine for AdapterTrainer<D> {
         let dropout = DropoutStep { p: self.dropout, seed: self.seed, step };
         let leaf = self.engine.leaf_gradient(&batch, &targets, &self.objective, Some(dropout))?;
         Ok((leaf.losses, leaf.gradient))
+    }
+
+    fn evaluate(&mut self, groups: &[EngineGroup]) -> Result<Vec<GroupLoss>> {
+        self.engine.check_groups(groups)?;
+        let batch = self.engine.pack(&tokens(groups), 0)?;
+        self.engine.losses(&batch, &targets(groups), &self.objective)
+    }
+
+    fn tensor_name(&self, index: usize) -> Option<String> {
+        non_finite::tensor_name(self.adapter(), &self.config, index)
+    }
+
+    fn first_non_finite(&mut self, group: &EngineGroup, step: u32, ordinal: u32) -> Result<Option<String>> {
+        let named = |index| non_finite::tensor_name(self.adapter(), &self.config, index);
+        if let Some(index) = non_finite::first(self.download(&self.adapter().params)) {
+            return Ok(named(index));
+        }
+        let batch = self.engine.pack(&tokens(std::slice::from_ref(group)), ordinal)?;
+        let dropout = DropoutStep { p: self.dropout, seed: self.seed, step };
+        if let Some(activation) = non_finite::activation(&self.engine, &batch, dropout)? {
+            return Ok(Some(activation));
+        }
+        let (_, gradient) = self.leaf(std::slice::from_ref(group), step, ordinal)?;
+        let gradient = self.download(&gradient);
+        Ok(non_finite::gradient(self.adapter(), &self.config, &gradient))
     }
 
     fn add(&mut self, into: &mut D::Buf, other: &D::Buf) {

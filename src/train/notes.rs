@@ -1,9 +1,9 @@
 //! What an adapter folder says about itself beyond PEFT's two files: `unflip.json` (prompt template, answers, base model,
 //! data, settings) and a model card, `README.md`. Bytes are a function of the run alone: neither clock nor places.
 
-use super::durable::write_atomically;
 use crate::error::Result;
 use crate::text::{AnswerStrings, PromptTemplate};
+use crate::weights::{Checkpoint, write_atomically};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -46,7 +46,7 @@ impl AdapterNotes {
             serde_json::to_vec_pretty(self).map_err(|error| crate::Error::io("write", &path, error.into()))?;
         text.push(b'\n');
         write_atomically(&path, &text)?;
-        write_atomically(&folder.join(CARD), self.card().as_bytes())
+        Ok(write_atomically(&folder.join(CARD), self.card().as_bytes())?)
     }
 
     /// The model card, with the front matter that adapter folders have.
@@ -128,6 +128,17 @@ pub fn read_adapter_notes(folder: &Path) -> Result<Option<AdapterNotes>> {
         }
         .into()
     })
+}
+
+/// The notes of the adapter in `folder` if it was trained on another base model than `checkpoint`; `None` if on this one, or if
+/// nothing says on which.
+///
+/// # Errors
+/// Notes or weights that cannot be read.
+pub fn other_base(folder: &Path, checkpoint: &Checkpoint) -> Result<Option<AdapterNotes>> {
+    let Some(notes) = read_adapter_notes(folder)? else { return Ok(None) };
+    let other = !notes.base_model_fingerprint.is_empty() && notes.base_model_fingerprint != checkpoint.fingerprint()?;
+    Ok(other.then_some(notes))
 }
 
 /// The pattern that prompts are written with: the one asked for, else the adapter's, else the default.

@@ -8,6 +8,7 @@ use std::ops::Range;
 /// Purposes, so that streams of one seed do not coincide.
 const SHUFFLE: u64 = 1;
 const SAMPLE: u64 = 2;
+const PAIRS: u64 = 3;
 
 /// The order of `groups` groups in `epoch` (from 0): a Fisher–Yates shuffle keyed by (seed, epoch).
 pub fn epoch_order(seed: u64, epoch: u64, groups: usize) -> Vec<usize> {
@@ -33,6 +34,17 @@ pub fn chosen_phrasings(choice: Paraphrases, seed: u64, epoch: u64, group: usize
     rest.sort_unstable();
     rest.insert(0, 0);
     rest
+}
+
+/// `count` (group, paraphrase) pairs, or all if there are fewer, drawn by the seed without repetition from groups of `phrasings` phrasings
+/// each (the original counted), in the order of the file.
+pub fn drawn_pairs(seed: u64, phrasings: &[usize], count: usize) -> Vec<(usize, usize)> {
+    let of = |(group, &phrasings): (usize, &usize)| (1..phrasings).map(move |paraphrase| (group, paraphrase));
+    let mut pairs: Vec<(usize, usize)> = phrasings.iter().enumerate().flat_map(of).collect();
+    Random::keyed(&[seed, PAIRS]).shuffle(&mut pairs);
+    pairs.truncate(count);
+    pairs.sort_unstable();
+    pairs
 }
 
 /// Where a step lies in the data.

@@ -6,17 +6,21 @@
 //! checkpoints/step-N/  adapter, trainer_state.safetensors, manifest.json
 //! best/                the adapter that did best on validation data, if there is any
 //! final/               the adapter of a finished run
+//! tensorboard/         the same figures as events
 //! run.lock             held by the process that uses the directory
 //! ```
 
 use super::checkpoint::{self, Checkpoint, Position, Skipped};
 use super::config::IDENTITY;
-use super::durable::{FolderLock, LOCK, sibling, sync, write_atomically};
+use super::durable::{FolderLock, LOCK};
 use super::engine::{TrainEngine, TrainerTensors};
 use super::error::Error;
-use super::metrics::{Line, Log, ValidationMetrics, cut_back};
+use super::events::EventLog;
+use super::metrics::{Line, Log, cut_back};
 use super::settings::Settings;
+use super::validation::{BestBy, ValidationMetrics};
 use crate::error::Result;
+use crate::weights::{is_leftover, remove_leftovers, replace_folder, write_atomically};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -85,11 +89,11 @@ impl RunDir {
             return Err(Error::Exists { path: path.display().to_string() }.into());
         }
         let config = path.join("config.toml");
-        let own = [LOCK.to_owned(), sibling(&config, "tmp").file_name().unwrap_or_default().to_string_lossy().into()];
         for entry in fs::read_dir(path).map_err(|source| crate::Error::io("read", path, source))? {
             let name = entry.map_err(|source| crate::Error::io("read", path, source))?.file_name();
             let name = name.to_string_lossy().into_owned();
-            if !own.contains(&name) {
+            // A killed start leaves its lock and a part of config.toml.
+            if name != LOCK && !(is_leftover(&name) && name.starts_with(".config.toml.")) {
                 return Err(Error::Foreign { path: path.display().to_string(), found: name }.into());
             }
         }
@@ -97,6 +101,7 @@ impl RunDir {
         if is_run(path) {
             return Err(Error::Exists { path: path.display().to_string() }.into());
         }
+        remove_leftovers(path)?;
         let mut table = settings.to_table();
         let record = toml::Value::try_from(identity).and_then(|identity| {
             table.insert(IDENTITY.to_owned(), identity);
@@ -182,6 +187,8 @@ impl RunDir {
         if newest.is_none() && skipped.iter().any(|one| !one.name.starts_with('.')) {
             return Err(Error::NoCompleteCheckpoint { path: self.path.display().to_string(), skipped }.into());
         }
+        remove_leftovers(&self.path.join("checkpoints"))?;
+        remove_leftovers(&self.path)?;
         let checkpoint = match newest {
             Some(found) => {
                 let (position, tensors) = checkpoint::read_state(&found)?;
@@ -202,14 +209,25 @@ impl RunDir {
         Log::open(&self.path.join("timings.jsonl"))
     }
 
+    /// The TensorBoard events up to `step`, to be gone on with.
+    pub(super) fn event_log(&self, step: u64) -> Result<EventLog> {
+        EventLog::open(&self.path.join("tensorboard"), step)
+    }
+
+    /// Removes checkpoints beyond the newest `keep`; never the one that `best/` is a copy of. `None` keeps all.
+    pub(super) fn prune(&self, keep: Option<usize>, best: Option<u64>) -> Result<()> {
+        let spared: Vec<u64> = best.into_iter().collect();
+        keep.map_or(Ok(()), |keep| checkpoint::prune(&self.path.join("checkpoints"), keep, &spared))
+    }
+
     pub(super) fn write_checkpoint<E: TrainEngine>(&self, engine: &E, position: Position) -> Result<Checkpoint> {
         checkpoint::write(&self.path.join("checkpoints"), engine, position)
     }
 
     /// Makes `best/` a copy of the adapter in the best validated checkpoint: a function of metrics and checkpoints alone,
     /// so that a kill between the two is mended on resume.
-    pub(super) fn refresh_best(&self, best: &ValidationMetrics) -> Result<()> {
-        self.copy_adapter("best", best.step, best)
+    pub(super) fn refresh_best(&self, best: &ValidationMetrics, by: BestBy) -> Result<()> {
+        self.copy_adapter("best", best.step, &best.note(by))
     }
 
     /// Makes `final/` a copy of the finished run's adapter.
@@ -227,29 +245,17 @@ impl RunDir {
             return Ok(());
         }
         let source = self.path.join(format!("checkpoints/step-{step}"));
-        let temporary = sibling(&target, "tmp");
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| crate::Error::io("write", path, source)
-        };
-        if temporary.exists() {
-            fs::remove_dir_all(&temporary).map_err(io(&temporary))?;
-        }
-        fs::create_dir_all(&temporary).map_err(io(&temporary))?;
-        for entry in fs::read_dir(&source).map_err(|error| crate::Error::io("read", &source, error))? {
-            let from = entry.map_err(|error| crate::Error::io("read", &source, error))?.path();
-            let name = from.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !matches!(name.as_str(), "manifest.json" | "trainer_state.safetensors") {
-                fs::copy(&from, temporary.join(&name)).map_err(io(&temporary.join(&name)))?;
-                sync(&temporary.join(&name))?;
+        replace_folder(&target, |folder| -> Result<()> {
+            for entry in fs::read_dir(&source).map_err(|error| crate::Error::io("read", &source, error))? {
+                let from = entry.map_err(|error| crate::Error::io("read", &source, error))?.path();
+                let name = from.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                if !matches!(name.as_str(), "manifest.json" | "trainer_state.safetensors") {
+                    let to = folder.join(&name);
+                    fs::copy(&from, &to).map_err(|source| crate::Error::io("write", &to, source))?;
+                }
             }
-        }
-        write_atomically(&temporary.join(&note_name), &note)?;
-        if target.exists() {
-            fs::remove_dir_all(&target).map_err(io(&target))?;
-        }
-        fs::rename(&temporary, &target).map_err(io(&target))?;
-        sync(&self.path)
+            Ok(write_atomically(&folder.join(&note_name), &note)?)
+        })
     }
 }
 

@@ -2,8 +2,13 @@
 //! writing by key is in `keys.rs`, TOML files and flags in `config.rs`.
 
 use super::Error;
+use super::engine::EngineGroup;
+use super::order::drawn_pairs;
+use super::preset::paper_layers;
+use super::validation::BestBy;
 use crate::objective::{self, Objective, Pairs};
 use crate::weights::Module;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Course of the learning rate after warm-up.
@@ -33,15 +38,20 @@ pub enum Paraphrases {
 pub enum Layers {
     /// Every layer.
     All,
+    /// The paper's 15–19 of 34, scaled to the model's depth.
+    Paper,
     /// These, ascending.
     These(Vec<usize>),
 }
 
 impl Layers {
-    /// Reads `all`, `8-11` (both ends included), `2,3,7` or a mixture of lists and ranges.
+    /// Reads `all`, `paper`, `8-11` (both ends included), `2,3,7` or a mixture of lists and ranges.
     pub fn parse(text: &str) -> Option<Self> {
         if text.trim() == "all" {
             return Some(Self::All);
+        }
+        if text.trim() == "paper" {
+            return Some(Self::Paper);
         }
         let mut layers = Vec::new();
         for part in text.split(',') {
@@ -61,6 +71,7 @@ impl Layers {
     pub fn resolve(&self, count: usize) -> Result<Vec<usize>, Error> {
         match self {
             Self::All => Ok((0..count).collect()),
+            Self::Paper => Ok(paper_layers(count).collect()),
             Self::These(layers) => match layers.iter().find(|&&layer| layer >= count) {
                 Some(layer) => Err(Error::Setting {
                     key: "adapter.layers".into(),
@@ -78,6 +89,7 @@ impl std::fmt::Display for Layers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::All => f.write_str("all"),
+            Self::Paper => f.write_str("paper"),
             Self::These(layers) => {
                 let mut first = 0;
                 for i in 0..layers.len() {
@@ -126,6 +138,8 @@ pub struct DataSettings {
     pub paraphrases: Paraphrases,
     /// First groups of the file only.
     pub limit: Option<usize>,
+    /// Train on this many (original, paraphrase) pairs, drawn once by the seed; on whole groups otherwise.
+    pub sample_pairs: Option<usize>,
     /// Prompt template; the paper's otherwise.
     pub template: Option<String>,
 }
@@ -231,8 +245,14 @@ pub struct ScheduleSettings {
 pub struct RunSettings {
     /// Seeds data order, paraphrase sampling, the adapter's init and dropout.
     pub seed: u64,
-    /// Updates between checkpoints (and validations); one is always written at the end.
+    /// Updates between checkpoints; one is always written at the end, and with every validation.
     pub checkpoint_every: u64,
+    /// Whole checkpoints to keep; all otherwise. The newest and the one that `best/` is a copy of always stay.
+    pub keep_checkpoints: Option<usize>,
+    /// Updates between validations; at the end of every epoch otherwise. The end of the run always has one.
+    pub validate_every: Option<u64>,
+    /// What `best/` is chosen by.
+    pub best_by: BestBy,
     /// Worker threads; all cores otherwise. Never changes a result.
     pub threads: Option<usize>,
     /// Instruction set of the CPU kernels; the best available otherwise. Never changes an f32 result.
@@ -256,6 +276,19 @@ pub struct Settings {
     pub schedule: ScheduleSettings,
     /// `[run]`
     pub run: RunSettings,
+    /// Keys that a file or a flag gave.
+    pub(super) given: GivenKeys,
+}
+
+/// Names of the keys that a file or a flag gave, whatever their values: what a start adapter may contradict and what not.
+/// Settings are equal by their values alone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct GivenKeys(pub BTreeSet<&'static str>);
+
+impl PartialEq for GivenKeys {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl Default for Settings {
@@ -274,6 +307,7 @@ impl Default for Settings {
                 validation: None,
                 paraphrases: Paraphrases::All,
                 limit: None,
+                sample_pairs: None,
                 template: None,
             },
             adapter: AdapterSettings {
@@ -308,7 +342,16 @@ impl Default for Settings {
                 epochs: None,
                 steps: None,
             },
-            run: RunSettings { seed: 0, checkpoint_every: 50, threads: None, isa: None },
+            run: RunSettings {
+                seed: 0,
+                checkpoint_every: 50,
+                keep_checkpoints: None,
+                validate_every: None,
+                best_by: BestBy::AccuracyAll,
+                threads: None,
+                isa: None,
+            },
+            given: GivenKeys::default(),
         }
     }
 }
@@ -339,6 +382,13 @@ impl Settings {
                 keys: "objective.loss and its parts".into(),
                 problem: "give a whole loss or its parts, not both".into(),
                 hint: "leave `loss` out to build one of parts",
+            });
+        }
+        if self.data.sample_pairs.is_some() && self.data.paraphrases == Paraphrases::None {
+            return Err(Error::Conflict {
+                keys: "data.sample_pairs and data.paraphrases".into(),
+                problem: "pairs are to be drawn, but only the original would take part".into(),
+                hint: "leave one of them out",
             });
         }
         let built = objective.build().map_err(|error| match error {
@@ -372,6 +422,25 @@ impl Settings {
             && self.objective.build().is_ok_and(|objective| objective.needs_paraphrases())
     }
 
+    /// The groups to train on: the first `data.limit`, or pairs drawn from these.
+    ///
+    /// # Errors
+    /// Fewer pairs than are to be drawn.
+    pub fn select(&self, mut groups: Vec<EngineGroup>) -> Result<Vec<EngineGroup>, Error> {
+        groups.truncate(self.data.limit.unwrap_or(usize::MAX));
+        let Some(asked) = self.data.sample_pairs else { return Ok(groups) };
+        let phrasings: Vec<usize> = groups.iter().map(|group| group.tokens.suffixes.len()).collect();
+        let pairs = drawn_pairs(self.run.seed, &phrasings, asked);
+        if pairs.len() < asked {
+            return Err(Error::TooFewPairs { asked, found: pairs.len(), groups: groups.len() });
+        }
+        let pair = |(group, paraphrase): (usize, usize)| EngineGroup {
+            id: format!("{} with paraphrase {paraphrase}", groups[group].id),
+            ..groups[group].with_phrasings(&[0, paraphrase])
+        };
+        Ok(pairs.into_iter().map(pair).collect())
+    }
+
     /// Updates of the whole run over `groups` groups.
     pub fn total_steps(&self, groups: usize) -> u64 {
         let per_epoch = super::order::steps_per_epoch(groups, self.schedule.batch_groups);
@@ -393,7 +462,7 @@ mod tests {
         for text in ["", "3-1", "a", "1,,2", "-3", "0-999999999"] {
             assert_eq!(Layers::parse(text), None, "{text:?}");
         }
-        for text in ["all", "8-11", "2-3,7", "0-2,5"] {
+        for text in ["all", "paper", "8-11", "2-3,7", "0-2,5"] {
             assert_eq!(Layers::parse(text).map(|layers| layers.to_string()).as_deref(), Some(text));
         }
         assert_eq!(Layers::All.resolve(3).expect("resolves"), [0, 1, 2]);
@@ -422,6 +491,33 @@ mod tests {
             s.objective.accuracy = Some("ce-full".into());
         });
         assert!(parts.contains("not both"));
+    }
+
+    #[test]
+    fn pairs_are_drawn_once_from_the_groups_in_use() {
+        let mut settings = Settings::default();
+        settings.data.limit = Some(3);
+        settings.data.sample_pairs = Some(7);
+        let groups = super::super::toy::groups(9);
+        let pairs = settings.select(groups.clone()).expect("9 pairs");
+        assert_eq!(pairs, settings.select(groups.clone()).expect("the same again"));
+        assert_eq!(pairs.len(), 7);
+        for pair in &pairs {
+            let (original, paraphrase) = pair.id.split_once(" with paraphrase ").expect("a pair's name");
+            let group = groups[..3].iter().find(|group| group.id == original).expect("one of the first three");
+            let paraphrase: usize = paraphrase.parse().expect("a number");
+            assert_eq!(pair.tokens, group.with_phrasings(&[0, paraphrase]).tokens);
+        }
+        settings.run.seed = 1;
+        assert_ne!(pairs, settings.select(groups.clone()).expect("others"));
+        settings.data.sample_pairs = Some(10);
+        let error = settings.select(groups).expect_err("nine are there");
+        assert_eq!(
+            error.to_string(),
+            "expected at least 10 (original, paraphrase) pairs to draw from, found 9 in 3 groups"
+        );
+        settings.data.paraphrases = Paraphrases::None;
+        assert!(settings.resolve().is_err());
     }
 
     #[test]

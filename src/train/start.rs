@@ -4,14 +4,14 @@
 use super::keys::KEYS;
 use super::notes::{AdapterNotes, TemplateChoice};
 use super::settings::{AdapterSettings, Layers, Settings};
-use super::trainer::check_trainable;
+use super::step::check_trainable;
 use super::{AdapterTrainer, EngineGroup, Error, RunDir, RunIdentity};
 use crate::error::Result;
 use crate::model::{Adapter, Engine, LoraLayout, LoraSettings};
 use crate::ops::TrainDevice;
 use crate::text::{AnswerStrings, PromptTemplate};
 use crate::weights::{AdapterConfig, AdapterFile, Checkpoint, Module, Naming};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 /// What a run is begun or gone on with, all that needs no device.
@@ -21,7 +21,7 @@ pub struct RunRequest {
     pub settings: Settings,
     /// Adapter to start from.
     pub adapter: Option<AdapterFile>,
-    /// Training groups.
+    /// Training groups as read; once started, those of [`Settings::select`].
     pub groups: Vec<EngineGroup>,
     /// Validation groups; may be empty.
     pub validation: Vec<EngineGroup>,
@@ -45,12 +45,16 @@ impl Settings {
     /// Fills in what model and start adapter decide: the prompt template, and of the adapter all but its dropout.
     ///
     /// # Errors
-    /// A setting other than its default that contradicts the start adapter; a template without a question.
+    /// A setting of a file or flag, or other than its default, that contradicts the start adapter; a template without a question.
     pub fn complete(&mut self, checkpoint: &Checkpoint, adapter: Option<&AdapterFile>) -> Result<PromptTemplate> {
         let template = TemplateChoice::new(self.data.template.as_deref(), self.model.adapter.as_deref())?.template;
         self.data.template = Some(template.pattern().to_owned());
+        let depth = checkpoint.config.text.num_hidden_layers;
         if let Some(file) = adapter {
-            self.adopt(file, checkpoint.config.text.num_hidden_layers)?;
+            self.adopt(file, depth)?;
+        }
+        if self.adapter.layers == Layers::Paper {
+            self.adapter.layers = Layers::These(self.adapter.layers.resolve(depth)?);
         }
         Ok(template)
     }
@@ -70,12 +74,17 @@ impl Settings {
             rslora: file.config.use_rslora,
             dropout: self.adapter.dropout,
         };
+        let by_preset = self.adapter.layers == Layers::Paper && !self.given.0.contains("adapter.layers");
         // `0-25` and `all` are one thing for a model of 26 layers.
         self.adapter.layers = named(self.adapter.layers.resolve(layers)?);
         let default = Self::default();
         for row in KEYS.iter().filter(|row| row.name.starts_with("adapter.")) {
             let [given, default, found] = [&*self, &default, &adopted].map(row.get);
-            if given != default && given != found {
+            let asked = match row.name {
+                "adapter.layers" if by_preset => false,
+                name => self.given.0.contains(name) || given != default,
+            };
+            if asked && given != found {
                 let show = |value: Option<toml::Value>| value.map_or("unset".to_owned(), |value| value.to_string());
                 return Err(Error::Conflict {
                     keys: format!("{} and model.adapter", row.name),
@@ -129,6 +138,26 @@ impl RunRequest {
         let settings = &self.settings;
         self.identity.unit = engine.device.unit();
         engine.share_prefix = settings.model.share_prefix;
+        if !self.identity.validation_data.is_empty() && self.identity.validation_data == self.identity.train_data {
+            return Err(Error::ValidationIsTraining { sha256: self.identity.train_data.clone() }.into());
+        }
+        if self.validation.is_empty() && settings.run.validate_every.is_some() {
+            return Err(Error::Conflict {
+                keys: "run.validate_every and data.validation".into(),
+                problem: "validations are asked for, but there are no groups to validate on".into(),
+                hint: "give --validation, or leave run.validate_every out",
+            }
+            .into());
+        }
+        self.groups = settings.select(std::mem::take(&mut self.groups))?;
+        let trained: HashSet<Vec<u32>> = self.groups.iter().map(|group| group.tokens.prompt(0)).collect();
+        let shared = self.validation.iter().filter(|group| trained.contains(&group.tokens.prompt(0))).count();
+        if shared > 0 {
+            let all = self.validation.len();
+            tracing::warn!(
+                "{shared} of {all} validation questions are trained on too: `best/` will favour what is learnt by heart"
+            );
+        }
         check_trainable(&self.groups, settings)?;
         engine.check_groups(&self.groups)?;
         engine.check_groups(&self.validation)?;
@@ -248,5 +277,19 @@ mod tests {
         assert!(refused(|s| s.adapter.rslora = true).starts_with("adapter.rslora and "));
         assert!(refused(|s| s.adapter.modules = vec![Module::Q]).starts_with("adapter.modules and "));
         assert!(refused(|s| s.adapter.layers = Layers::These(vec![2])).starts_with("adapter.layers and "));
+        let by_flag = refused(|s| s.override_with(&[("adapter.rank", "16")]).expect("valid"));
+        assert_eq!(by_flag, "adapter.rank and model.adapter: 16 was asked for, the adapter to start from has 4");
+        let by_file = |text: &str| Settings::parse(text, "c.toml").expect("valid").adopt(&file(), 3);
+        assert!(by_file("[adapter]\nalpha = 32").expect_err("refused").to_string().starts_with("adapter.alpha and "));
+        assert!(by_file("[adapter]\nlayers = \"all\"").is_err() && by_file("[adapter]\nlayers = \"paper\"").is_err());
+        by_file("[adapter]\nrank = 4\nlayers = \"0-1\"\nmodules = [\"q\", \"v\"]").expect("as the adapter has it");
+    }
+
+    #[test]
+    fn a_presets_adapter_gives_way_to_the_one_to_start_from() {
+        let mut settings = Settings::preset(super::super::Preset::Paper);
+        settings.adopt(&file(), 3).expect("gives way");
+        assert_eq!((settings.adapter.rank, settings.adapter.dropout), (4, 0.05));
+        assert_eq!(settings.adapter.layers, Layers::These(vec![0, 1]));
     }
 }

@@ -106,6 +106,19 @@ impl TrainEngine for Toy {
         Ok((losses, gradient))
     }
 
+    fn evaluate(&mut self, groups: &[EngineGroup]) -> Result<Vec<GroupLoss>> {
+        self.leaf(groups, 0, 0).map(|(losses, _)| losses)
+    }
+
+    fn tensor_name(&self, index: usize) -> Option<String> {
+        Some(format!("toy.{index}"))
+    }
+
+    fn first_non_finite(&mut self, group: &EngineGroup, step: u32, ordinal: u32) -> Result<Option<String>> {
+        let (_, gradient) = self.leaf(std::slice::from_ref(group), step, ordinal)?;
+        Ok(gradient.iter().position(|value| !value.is_finite()).and_then(|index| self.tensor_name(index)))
+    }
+
     fn add(&mut self, into: &mut Vec<f32>, other: &Vec<f32>) {
         into.iter_mut().zip(other).for_each(|(a, b)| *a += b);
     }

@@ -5,6 +5,7 @@ use super::super::run_dir::RunIdentity;
 use super::super::settings::{Decay, Paraphrases};
 use super::super::toy::{Toy, groups};
 use super::*;
+use crate::ops::adamw::AdamWStep;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -23,6 +24,7 @@ fn settings() -> Settings {
     settings.optimizer.weight_decay = 0.01;
     settings.optimizer.lr = 0.05;
     settings.run.checkpoint_every = 5;
+    settings.run.validate_every = Some(5);
     settings.run.seed = 3;
     settings.resolve().expect("valid")
 }
@@ -50,7 +52,8 @@ fn contents(path: &Path) -> BTreeMap<String, Vec<u8>> {
     }
     let mut files = BTreeMap::new();
     walk(path, path, &mut files);
-    files.remove("timings.jsonl");
+    // What a clock decides, and the number of the process.
+    files.retain(|name, _| !matches!(name.as_str(), "timings.jsonl" | "run.lock") && !name.starts_with("tensorboard/"));
     files
 }
 
@@ -235,7 +238,16 @@ fn a_collapse_leaves_a_checkpoint_and_says_how_to_go_on() {
     };
     let run = create(folder.path(), &with(true));
     let error = error_of(train(&mut constant(), &groups(11), &[], &with(true), &run, GO));
-    let Error::Collapse { step, answer: "yes", .. } = error else { panic!("expected a collapse, found {error}") };
+    let Error::Collapse { step, place: "training", answering } = error else { panic!("no collapse: {error}") };
+    assert_eq!((answering.questions, answering.yes_rate, answering.one_way), (66, 1.0, true));
+    let (truth, spread) = (100.0 * answering.label_yes_rate, answering.margin_sd);
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "step {step}: 100 % of training's last 66 answers are yes, while the truth is yes for {truth:.0} %; the standard \
+             deviation of their margins is {spread:.3}"
+        )
+    );
     assert_eq!(run.newest_checkpoint().expect("read").0.map(|found| found.step), Some(step));
     assert!(error.hint().is_some_and(|hint| hint.contains("--resume --stop-on-collapse false")));
     drop(run);
@@ -247,7 +259,11 @@ fn a_collapse_leaves_a_checkpoint_and_says_how_to_go_on() {
     drop(run);
     let run = resume(folder.path(), &with(false));
     let summary = train(&mut constant(), &groups(11), &[], &with(false), &run, GO).expect("goes on");
-    assert_eq!((summary.resumed_from, summary.steps, summary.collapsed_at), (step, 30, Some(step)));
+    assert_eq!((summary.resumed_from, summary.steps), (step, 30));
+    assert_eq!(summary.collapsed.map(|(step, place, _)| (step, place)), Some((step, "training")));
+    let metrics = fs::read_to_string(folder.path().join("metrics.jsonl")).expect("metrics");
+    let first = metrics.lines().position(|line| line.contains("\"one_way\":true")).expect("recorded");
+    assert_eq!(first as u64 + 1, step);
 }
 
 #[test]
@@ -267,7 +283,10 @@ fn non_finite_values_stop_before_the_update_and_name_step_and_group() {
         } else {
             7 + epoch_order(3, 2, 11).iter().position(|&i| i == 4).expect("in") as u64 / 4
         };
-        assert_eq!(error.to_string(), format!("step {step}: the {what} of group `g4` is not finite"));
+        let tensor = if what == "gradient" { "; first not finite: toy.3" } else { "" };
+        assert_eq!(error.to_string(), format!("step {step}: the {what} of group `g4` is not finite{tensor}"));
+        let metrics = fs::read_to_string(folder.path().join("metrics.jsonl")).expect("metrics");
+        assert_eq!(metrics.lines().count() as u64, step - 1, "nothing is written of the step or after it");
         let (checkpoint, _) = run.newest_checkpoint().expect("read");
         assert_eq!(checkpoint.map(|found| found.step), Some(5));
         assert!(engine.state.params.iter().all(|value| value.is_finite()));
@@ -309,6 +328,15 @@ fn the_update_is_the_clipped_mean_gradient() {
         type Gradient = Vec<f32>;
         fn leaf(&mut self, g: &[EngineGroup], s: u32, o: u32) -> Result<(Vec<crate::objective::GroupLoss>, Vec<f32>)> {
             self.0.leaf(g, s, o)
+        }
+        fn evaluate(&mut self, g: &[EngineGroup]) -> Result<Vec<crate::objective::GroupLoss>> {
+            self.0.evaluate(g)
+        }
+        fn tensor_name(&self, index: usize) -> Option<String> {
+            self.0.tensor_name(index)
+        }
+        fn first_non_finite(&mut self, g: &EngineGroup, s: u32, o: u32) -> Result<Option<String>> {
+            self.0.first_non_finite(g, s, o)
         }
         fn add(&mut self, into: &mut Vec<f32>, other: &Vec<f32>) {
             self.0.add(into, other);
@@ -370,28 +398,4 @@ fn other_metrics_than_the_checkpoints_are_refused() {
     fs::write(folder.path().join("metrics.jsonl"), "").expect("emptied");
     let error = error_of(train(&mut Toy::new(), &groups(11), &[], &settings(), &run, GO));
     assert!(error.to_string().ends_with("expected step 1, found the end; the checkpoint is of step 12"), "{error}");
-}
-
-#[test]
-fn a_collapse_is_seen_and_stops_the_run_only_if_asked() {
-    let metrics = |step, yes, label_yes| StepMetrics {
-        step,
-        epoch: 0,
-        loss: 0.0,
-        loss_consistency: 0.0,
-        loss_accuracy: 0.0,
-        grad_norm: 0.0,
-        learning_rate: 0.0,
-        tokens: 1,
-        answers: AnswerCounts { questions: 16, yes, label_yes, ..AnswerCounts::default() },
-    };
-    let first = |yes: [u64; 6], label_yes| {
-        let mut watch = CollapseWatch::default();
-        (1..).zip(yes).for_each(|(step, yes)| watch.see(&metrics(step, yes, label_yes)));
-        watch.first
-    };
-    assert_eq!(first([16; 6], 8), Some(4));
-    assert_eq!(first([3, 0, 0, 0, 0, 0], 8), Some(5));
-    assert_eq!(first([16, 16, 16, 15, 16, 16], 8), None);
-    assert_eq!(first([0; 6], 3), None, "almost every truth is no");
 }

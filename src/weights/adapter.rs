@@ -12,11 +12,7 @@ use super::{
     safetensors_write::write_safetensors_streamed,
 };
 use sha2::{Digest, Sha256};
-use std::{
-    collections::BTreeMap,
-    io::Write as _,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, io::Write as _, path::Path};
 
 /// A linear layer of a decoder block that LoRA can adapt. The order is fixed: dropout masks are keyed by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -195,19 +191,7 @@ impl AdapterFile {
         if dir.exists() {
             return self.write_files(dir);
         }
-        let parent = atomic::parent(dir);
-        std::fs::create_dir_all(parent).map_err(|source| Error::io("create", parent, source))?;
-        let io = |source| Error::io("write", dir, source);
-        let temporary = tempfile::Builder::new()
-            .prefix(".unflip-")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777))
-            .tempdir_in(parent)
-            .map_err(io)?;
-        self.write_files(temporary.path())?;
-        std::fs::rename(temporary.path(), dir).map_err(io)?;
-        // Its path is the adapter's now; there is nothing left to remove.
-        let _: PathBuf = temporary.keep();
-        atomic::sync_folder(parent).map_err(io)
+        atomic::replace_folder(dir, |folder| self.write_files(folder))
     }
 
     fn write_files(&self, dir: &Path) -> Result<(), Error> {

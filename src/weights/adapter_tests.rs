@@ -4,6 +4,7 @@ use super::*;
 use crate::weights::write_safetensors;
 use serde_json::{Value, json};
 use std::fs;
+use std::path::PathBuf;
 
 fn golden(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(folder)

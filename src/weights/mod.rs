@@ -18,7 +18,7 @@ mod view;
 
 pub use adapter::{AdapterFile, LoraTensors, Module};
 pub use adapter_config::{AdapterConfig, Naming, Scales, Targets};
-pub use atomic::check_place;
+pub use atomic::{check_place, is_leftover, remove_leftovers, replace_folder, sync, write_atomically};
 pub use checkpoint::Checkpoint;
 pub use config::{LayerKind, ModelConfig, Rope, TextConfig, VisionConfig};
 pub use error::Error;
