@@ -83,3 +83,43 @@ pub(super) fn gradient<D: Backend>(adapter: &Adapter<D>, config: &AdapterConfig,
         is_b.map(|is_b| format!("the gradient of {}", named(slot, config, is_b)))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LoraLayout, LoraSettings};
+    use crate::ops::reference::{Precision, Reference};
+    use crate::weights::{Checkpoint, Module};
+    use std::path::Path;
+
+    #[test]
+    fn parameters_are_named_in_order_and_gradients_from_the_last_layer_back() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/text/model");
+        let model = Checkpoint::open(folder).expect("golden model").config.text;
+        let (layers, modules) = ([1, 3], [Module::Q, Module::Down]);
+        let lora = LoraSettings { layers: layers.into(), modules: modules.into(), rank: 2, alpha: 4.0, rslora: false };
+        let layout = LoraLayout::from_settings(&model, &lora).expect("fits");
+        let slots = layout.slots().to_vec();
+        let config = AdapterConfig::new(Naming::CausalLm, 2, 4.0, &modules, &layers);
+        let adapter = Adapter::new(&Reference::new(Precision::F32), layout, 0);
+        let name = |index| tensor_name(&adapter, &config, index).expect("inside");
+        assert_eq!(name(0), "`base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight`");
+        assert_eq!(name(slots[0].b), "`base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight`");
+        assert_eq!(name(slots[3].b - 1), "`base_model.model.model.layers.3.mlp.down_proj.lora_A.weight`");
+        assert_eq!(name(adapter.layout.len() - 1), "`base_model.model.model.layers.3.mlp.down_proj.lora_B.weight`");
+
+        let mut values = vec![0.0f32; adapter.layout.len()];
+        assert_eq!(gradient(&adapter, &config, &values), None);
+        for (index, expected) in [
+            (slots[0].a, "layers.1.self_attn.q_proj.lora_A"),
+            (slots[2].a + 1, "layers.3.self_attn.q_proj.lora_A"),
+            (slots[3].a, "layers.3.mlp.down_proj.lora_A"),
+            (slots[3].b, "layers.3.mlp.down_proj.lora_B"),
+        ] {
+            values[index] = f32::NAN;
+            let found = gradient(&adapter, &config, &values).expect("one is not finite");
+            assert_eq!(found, format!("the gradient of `base_model.model.model.{expected}.weight`"));
+        }
+        assert_eq!((first([1.0, f32::INFINITY]), first([0.0])), (Some(1), None));
+    }
+}

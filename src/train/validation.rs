@@ -8,6 +8,7 @@ use super::error::Error;
 use super::order::steps_per_epoch;
 use super::settings::Settings;
 use crate::error::Result;
+use crate::report::progress_bar;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
@@ -135,6 +136,7 @@ pub(super) fn validate<E: TrainEngine>(
     let mut answers = AnswerCounts::default();
     let mut originals = Vec::with_capacity(groups.len());
     let (mut loss, mut consistency, mut accuracy, mut differences) = (0.0, 0.0, 0.0, 0.0);
+    let bar = progress_bar(groups.len() as u64, "{bar:30} {pos}/{len} validation, left {eta}");
     for part in groups.chunks(settings.schedule.groups_per_batch) {
         for (group, one) in part.iter().zip(engine.evaluate(part)?) {
             let values = [one.loss, one.consistency, one.accuracy];
@@ -149,8 +151,10 @@ pub(super) fn validate<E: TrainEngine>(
             consistency += one.consistency;
             accuracy += one.accuracy;
             answers += AnswerCounts::of(&one.margins, group.answer_yes);
+            bar.inc(1);
         }
     }
+    bar.finish_and_clear();
     let count = groups.len().max(1) as f64;
     let margins = MarginSpread::of(&originals);
     let validation = Validation {
