@@ -162,11 +162,12 @@ fn run_directories_that_are_taken() {
 
     let held = std::fs::File::open(place.path("run/run.lock")).expect("a run has a lock");
     held.lock().expect("nobody holds it");
+    std::fs::write(place.path("run/run.lock"), "4711\n").expect("its holder's number");
     refuses(
         &place,
         FAILED,
         &train("run", "--rank 2 --steps 1 --resume"),
-        "error: run is in use by another process\nhint: wait for the other process, or choose another directory",
+        "error: run is in use by another process (4711)\nhint: wait for the other process, or choose another directory",
     );
 }
 
@@ -233,7 +234,10 @@ fn settings_that_no_run_can_have() {
         ("--rank 0", "`adapter.rank` in --rank must be a whole number, at least 1, found \"0\""),
         ("--lambda -1", "`objective.lambda` in --lambda must be a number at least 0, or inf, found \"-1\""),
         ("--dropout 1", "`adapter.dropout` in --dropout must be a number at least 0 and below 1, found \"1\""),
-        ("--layers 3-1", "`adapter.layers` in --layers must be all, a range as 8-11 or a list as 2,3,7, found \"3-1\""),
+        (
+            "--layers 3-1",
+            "`adapter.layers` in --layers must be all, paper, a range as 8-11 or a list as 2,3,7, found \"3-1\"",
+        ),
         ("--layers 5-9", "`adapter.layers` in settings must be layers 0 to 6 (the model has 7), found layer 7"),
         ("--threads 0", "`run.threads` in --threads must be a whole number, at least 1, found \"0\""),
         ("--limit 0", "`data.limit` in --limit must be a whole number, at least 1, found \"0\""),

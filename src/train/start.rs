@@ -150,6 +150,9 @@ impl RunRequest {
             .into());
         }
         self.groups = settings.select(std::mem::take(&mut self.groups))?;
+        check_trainable(&self.groups, settings)?;
+        engine.check_groups(&self.groups)?;
+        engine.check_groups(&self.validation)?;
         let trained: HashSet<Vec<u32>> = self.groups.iter().map(|group| group.tokens.prompt(0)).collect();
         let shared = self.validation.iter().filter(|group| trained.contains(&group.tokens.prompt(0))).count();
         if shared > 0 {
@@ -158,9 +161,6 @@ impl RunRequest {
                 "{shared} of {all} validation questions are trained on too: `best/` will favour what is learnt by heart"
             );
         }
-        check_trainable(&self.groups, settings)?;
-        engine.check_groups(&self.groups)?;
-        engine.check_groups(&self.validation)?;
         let objective = settings.objective.build()?;
         let (adapter, mut config) = match &self.adapter {
             Some(file) => (Adapter::from_file(&engine.device, &engine.model.config, file)?, file.config.clone()),
