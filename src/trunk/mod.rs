@@ -5,8 +5,8 @@
 //! the batch, so results with the cache are the bits without it. Keys and values of the layers above are not kept: those layers'
 //! projections may be adapted.
 //!
-//! An entry is one tree of a batch (a shared prefix and its suffixes), `[rows, hidden]`. It is looked for in memory ([`memory`]), then
-//! on disk ([`disk`]), where it outlives the process and is shared by several. Neither place ever holds more than its budget.
+//! An entry is one tree of a batch (a shared prefix and its suffixes), `[rows, hidden]`. It is looked for in memory (`memory`), then
+//! on disk (`disk`), where it outlives the process and is shared by several. Neither place ever holds more than its budget.
 
 mod disk;
 mod memory;
