@@ -4,6 +4,7 @@ use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
 use crate::data::{Answer, Meta, Paraphrase, Problem, PromptGroup, ReadOptions};
+use crate::objective::Pooling;
 use crate::ops::TrainDevice;
 use crate::report::{Cell, Table};
 use crate::train::{EngineGroup, MarginEngine, says_yes};
@@ -38,6 +39,10 @@ pub struct Ask {
     /// Pattern of the user's turn (default: the one that the adapter was trained with, else the paper's)
     #[arg(long, value_name = "PATTERN")]
     template: Option<String>,
+    /// How an answer's spellings become one logit: single (the first alone), max or logsumexp (default: as the adapter was
+    /// trained, else single)
+    #[arg(long, value_name = "HOW")]
+    pool: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -72,14 +77,16 @@ impl Ask {
             super::model::refuse_image(&format!("--image {image}"), &checkpoint)?;
         }
         let template = super::data::template(self.template.as_deref(), self.model.adapter.as_deref())?;
+        let pool = super::data::pool(self.pool.as_deref(), self.model.adapter.as_deref())?;
         let prompting = Prompting::open(&checkpoint, template)?;
+        let pooling = prompting.pooling(pool);
         let tokens = group.tokenize(&prompting.tokenizer, &prompting.template, None)?;
         let (yes, no) = (prompting.answers.yes, prompting.answers.no);
         let group = EngineGroup { id: group.id, tokens, yes, no, answer_yes: true };
         let device = self.device.clone();
         let (model, json) = (self.model.clone(), self.json);
         let phrasings: Vec<String> = std::iter::once(self.question).chain(self.paraphrases).collect();
-        let margins = device.run(Work { model, checkpoint, adapter, group })?;
+        let margins = device.run(Work { model, checkpoint, adapter, group, pooling })?;
         print(&phrasings, &margins, json)
     }
 
@@ -103,6 +110,7 @@ struct Work {
     checkpoint: Checkpoint,
     adapter: Option<AdapterFile>,
     group: EngineGroup,
+    pooling: Pooling,
 }
 
 impl OnDevice for Work {
@@ -110,6 +118,7 @@ impl OnDevice for Work {
 
     fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<Vec<f64>> {
         let mut engine = self.model.engine(device, &self.checkpoint, self.adapter.as_ref(), None)?;
+        engine.pooling = self.pooling;
         Ok(MarginEngine::margins(&mut engine, &[self.group])?.remove(0))
     }
 }
@@ -126,7 +135,7 @@ fn print(phrasings: &[String], margins: &[f64], json: bool) -> crate::Result<()>
             Cell::text(if says_yes(margin) { "yes" } else { "no" }),
             Cell::Number(margin, 3),
             Cell::Percent(1.0 / (1.0 + (-margin).exp()), 1),
-            Cell::text(if flip { "FLIP" } else { "" }),
+            Cell::Flag(flip, "FLIP"),
         ]);
     }
     if json {

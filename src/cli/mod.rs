@@ -11,6 +11,7 @@ mod device;
 mod doctor;
 mod eval;
 mod inspect;
+mod inspect_adapter;
 mod merge;
 mod model;
 mod trace;

@@ -146,7 +146,8 @@ mod tests {
 
     fn questions(count: usize) -> Vec<Question> {
         let tokens = TokenGroup { prefix: vec![2], suffixes: vec![vec![3], vec![4]] };
-        let group = |k: usize| EngineGroup { id: format!("g{k}"), tokens: tokens.clone(), yes: 5, no: 6, answer_yes: true };
+        let group =
+            |k: usize| EngineGroup { id: format!("g{k}"), tokens: tokens.clone(), yes: 5, no: 6, answer_yes: true };
         let question = |k| Question {
             group: group(k),
             phenomena: Vec::new(),
@@ -187,6 +188,9 @@ mod tests {
         assert_eq!(found.answers_that_depend_on_the_batch, 9);
         assert!(found.largest_difference > 0.0 && found.largest_difference < 2e-16, "{}", found.largest_difference);
         let error = found.passed().expect_err("depends").to_string();
-        assert!(error.starts_with("9 answers and 18 margins of 30 depend on the batch, the first in group `g0`"), "{error}");
+        assert!(
+            error.starts_with("9 answers and 18 margins of 30 depend on the batch, the first in group `g0`"),
+            "{error}"
+        );
     }
 }

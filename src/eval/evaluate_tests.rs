@@ -91,7 +91,10 @@ fn metrics_are_those_of_a_hand_computed_example() {
     // Answers: a yes yes no | b no no no (a tie) | c no yes | d yes yes yes. Flips: a's second, c's first.
     // |Δm|: 1 3 | 2 1 | 0.75 | 1 2. Originals 2, −1, −0.5, 1.5: mean 0.5, squares 2.25 + 2.25 + 1 + 1 = 6.5, over 3.
     let sd = (6.5_f64 / 3.0).sqrt();
-    assert_close(values(&evaluation.metrics), [0.5, 2.0 / 7.0, 10.75 / 7.0, sd, 10.75 / 7.0 / sd, 0.5, 6.0 / 11.0, 0.5]);
+    assert_close(
+        values(&evaluation.metrics),
+        [0.5, 2.0 / 7.0, 10.75 / 7.0, sd, 10.75 / 7.0 / sd, 0.5, 6.0 / 11.0, 0.5],
+    );
     let counts = evaluation.metrics.counts;
     assert_eq!((counts.ties, counts.questions, counts.pairs, evaluation.metrics.clusters), (1, 4, 7, 3));
 
@@ -101,7 +104,10 @@ fn metrics_are_those_of_a_hand_computed_example() {
     assert_close(values(lexical), [0.0, 0.0, 5.0 / 4.0, sd, 5.0 / 4.0 / sd, 2.0 / 3.0, 5.0 / 7.0, 2.0 / 3.0]);
     let scope = &evaluation.by_phenomenon["scope"];
     let sd = 1.75_f64.sqrt();
-    assert_close(values(scope), [2.0 / 3.0, 2.0 / 3.0, 5.75 / 3.0, sd, 5.75 / 3.0 / sd, 1.0 / 3.0, 2.0 / 6.0, 2.0 / 3.0]);
+    assert_close(
+        values(scope),
+        [2.0 / 3.0, 2.0 / 3.0, 5.75 / 3.0, sd, 5.75 / 3.0 / sd, 1.0 / 3.0, 2.0 / 6.0, 2.0 / 3.0],
+    );
     let fracture = &evaluation.by_finding["fracture"];
     assert_close(values(fracture), [1.0, 1.0, 0.75, f64::NAN, f64::NAN, 0.0, 0.5, 0.0]);
     assert_eq!(evaluation.by_finding["effusion"].counts.questions, 3);

@@ -25,5 +25,5 @@ pub use evaluate::{EvalSettings, Evaluation, evaluate};
 pub use metrics::{Estimate, METRICS, MetricSet, by_finding, by_phenomenon};
 pub use progress::ProgressBar;
 pub use questions::questions;
-pub use results::{StoredResults, environment};
+pub use results::{StoredResults, environment, record_batching};
 pub use samples::{Header, Origin, Question, Sample};

@@ -225,7 +225,9 @@ impl SampleFile {
             return Err(not_samples(path, "it does not begin with an evaluation's header").into());
         }
         let (stored, groups, length) = parse(path, &text[..whole])?;
-        if let Some((key, stored, given)) = stored.as_ref().and_then(|stored| stored.differences(header).into_iter().next()) {
+        if let Some((key, stored, given)) =
+            stored.as_ref().and_then(|stored| stored.differences(header).into_iter().next())
+        {
             let path = path.display().to_string();
             return Err(Error::OtherEvaluation { path, key: key.into(), stored, given }.into());
         }

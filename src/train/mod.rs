@@ -34,7 +34,7 @@ pub use gradient_tree::GradientTree;
 pub use keys::MODULES;
 pub use metrics::{StepMetrics, StepTiming};
 pub use model_engine::AdapterTrainer;
-pub use notes::{AdapterNotes, TemplateChoice, read_adapter_notes};
+pub use notes::{AdapterNotes, TemplateChoice, adapter_pool, read_adapter_notes};
 pub use progress::ProgressBar;
 pub use run_dir::{RunDir, RunIdentity};
 pub use schedule::Schedule;

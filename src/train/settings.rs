@@ -2,7 +2,7 @@
 //! writing by key is in `keys.rs`, TOML files and flags in `config.rs`.
 
 use super::Error;
-use crate::objective::{self, Objective, Pairs};
+use crate::objective::{self, Objective, Pairs, Pool};
 use crate::weights::Module;
 use std::path::PathBuf;
 
@@ -160,6 +160,8 @@ pub struct ObjectiveSettings {
     pub pairs: Pairs,
     /// λ; by default [`objective::default_lambda`], or 1 between two parts.
     pub lambda: Option<f64>,
+    /// How an answer's spellings become one logit, in the loss and in margins.
+    pub pool: Pool,
     /// Stop when every recent answer is the same although the truths differ; otherwise warn.
     pub stop_on_collapse: bool,
 }
@@ -290,6 +292,7 @@ impl Default for Settings {
                 accuracy: None,
                 pairs: Pairs::Original,
                 lambda: None,
+                pool: Pool::Single,
                 stop_on_collapse: false,
             },
             optimizer: OptimizerSettings {
