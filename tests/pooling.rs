@@ -7,8 +7,8 @@ use support::{GRADIENT, Golden, OnEach, engine_groups, isas, loss, on_each_devic
 use unflip::cpu::Cpu;
 use unflip::model::{AnswerColumns, Engine, Target};
 use unflip::objective::{Objective, Pairs, Pool, Pooling, Spellings};
-use unflip::ops::TrainDevice;
 use unflip::ops::reference::{Precision, Reference};
+use unflip::ops::{Backend, TrainDevice};
 use unflip::train::EngineGroup;
 
 const POOLS: [Pool; 3] = [Pool::Single, Pool::Max, Pool::Logsumexp];

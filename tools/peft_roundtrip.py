@@ -133,17 +133,17 @@ def saved_again(model, stored, folder):
     return set(again) == set(first) and all(torch.equal(again[n], first[n]) for n in first)
 
 
-def train_both(case, binary, config, model, folder, groups):
+def train_both(case, binary, config, model, folder, groups, rate):
     """Loss of each step from one PEFT adapter, unflip's and torch's, and the margins of torch's trained adapter, unflip's and PEFT's."""
     adapted = parity.make_adapter(case, parity.load(case, config, model, torch.float32), folder / "peft")
     out = folder / "from-peft"
     run(binary, "train", "--model", model, "--adapter", folder / "peft", "--data", folder / "data.jsonl", "--out", out,
-        "--loss", "paper", "--lr", "1e-3", "--weight-decay", "0.01", "--clip", "1", "--warmup", "0", "--schedule", "constant",
+        "--loss", "paper", "--lr", rate, "--weight-decay", "0.01", "--clip", "1", "--warmup", "0", "--schedule", "constant",
         "--batch-groups", len(groups), "--steps", STEPS, "--embed-scale", "exact", "--dropout", "0")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     ours = [line["loss"] for line in lines if "loss" in line]
     parameters = [p for n, p in adapted.named_parameters() if "lora_" in n]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     theirs = []
     for _ in range(STEPS):
         optimiser.zero_grad()
@@ -171,11 +171,12 @@ class Rounds:
         self.binary, self.adapters, self.trained = binary, [], []
 
     def model(self, name, case, config, model, folder, groups, adapters):
+        tiny = config.get_text_config().hidden_size < 100
         base = margins(parity.load(case, config, model, torch.float32), groups)
         for kind, modules, layers, flags in adapters:
             out = folder / kind
             run(self.binary, "train", "--model", model, "--data", folder / "data.jsonl", "--out", out / "run", "--modules", modules,
-                "--layers", layers, "--lr", "1e-2" if config.get_text_config().hidden_size < 100 else "1e-3", "--warmup", "0", "--batch-groups",
+                "--layers", layers, "--lr", "1e-2" if tiny else "1e-3", "--warmup", "0", "--batch-groups",
                 len(groups) // 2, "--steps", "6", "--checkpoint-every", "6", "--embed-scale", "exact", *flags)
             adapter = out / "run/checkpoints/step-6"
             found = evaluate(self.binary, model, adapter, folder / "data.jsonl", out / "eval")
@@ -192,7 +193,7 @@ class Rounds:
             self.adapters.append(dict(model=name, adapter=kind, tensors=count, prompts=len(expected), margin_error=error,
                                       largest_margin=expected.abs().max().item(), moved=moved, problems=problems))
             print(f"| {name} | {kind} | {count} | {error:.1e} | {moved:.2f} | {'; '.join(problems) or 'ok'} |", flush=True)
-        ours, theirs, found, expected = train_both(case, self.binary, config, model, folder, groups)
+        ours, theirs, found, expected = train_both(case, self.binary, config, model, folder, groups, 1e-3 if tiny else 1e-4)
         errors = [abs(a - b) / abs(b) for a, b in zip(ours, theirs)]
         error = relative(found, expected)
         # AdamW turns the rounding of near-zero gradients into whole steps, so later losses may differ by more.
@@ -229,6 +230,10 @@ def main():
     parser.add_argument("--record", type=pathlib.Path, help="write what was found here, as JSON")
     parser.add_argument("--keep", type=pathlib.Path, help="keep the files here")
     args = parser.parse_args()
+    if not args.binary.is_file():
+        sys.exit(f"error: {args.binary} is no file\nhint: `cargo build --release`, or give --binary")
+    if args.model and not (args.model / "tokenizer.json").is_file():
+        sys.exit(f"error: {args.model} has no tokenizer.json\nhint: `tools/get_gemma3_270m {args.model}` makes the folder")
     begin, rounds = time.monotonic(), Rounds(args.binary.resolve())
     print("| model | adapter | tensors | margin error / largest margin | adapter moves margins by | PEFT |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
@@ -254,7 +259,8 @@ def main():
             folder.mkdir(parents=True)
             config = transformers.AutoConfig.from_pretrained(args.model)
             groups = token_groups(real_data(folder / "data.jsonl"), Tokenizer.from_file(str(args.model / "tokenizer.json")))
-            case = parity.Case("real", 44, {}, rank=16, alpha=32)
+            # α is small, so that random matrices move the model's answers and do not drown them.
+            case = parity.Case("real", 44, {}, rank=16, alpha=2)
             rounds.model(args.model.name, case, config, args.model, folder, groups, WHOLE)
     print(f"\n(transformers {transformers.__version__}, peft {peft.__version__}, torch {torch.__version__})")
     for row in rounds.trained:

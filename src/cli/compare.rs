@@ -56,7 +56,7 @@ pub struct Compare {
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Percentage points that accuracy over all phrasings may lose and still count as not inferior
-    #[arg(long, default_value_t = 3.0, value_name = "POINTS", value_parser = points)]
+    #[arg(long, default_value_t = 3.0, value_name = "POINTS", value_parser = points, allow_negative_numbers = true)]
     margin: f64,
     /// Print JSON
     #[arg(long)]

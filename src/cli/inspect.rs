@@ -94,9 +94,9 @@ impl Inspect {
         let adapter = match &self.adapter {
             Some(folder) => {
                 let file = AdapterFile::open(folder)?;
-                let change = checkpoint.as_ref().map(|checkpoint| {
-                    inspect_adapter::change(&self.device, checkpoint, folder, file.clone())
-                });
+                let change = checkpoint
+                    .as_ref()
+                    .map(|checkpoint| inspect_adapter::change(&self.device, checkpoint, folder, file.clone()));
                 Some(AdapterDescription::new(folder, &file, change.transpose()?)?)
             }
             None => None,
