@@ -45,8 +45,8 @@ pub fn trace_forward<D: Device>(
         } else {
             engine.answer_logits(&batch, &Columns::Full)?
         };
-        let (yes, no) = (group.yes as usize, group.no as usize);
-        let margins = logits.iter().map(|row| (row[yes] - row[no]) as f32).collect::<Vec<_>>();
+        let spellings = engine.spellings(&target(group), |id| id as usize);
+        let margins = logits.iter().map(|row| spellings.margin(row) as f32).collect::<Vec<_>>();
         let vocabulary = engine.model.config.vocab_size;
         out.push(TraceTensor {
             name: format!("group{index}.last_logits"),

@@ -204,6 +204,27 @@ fn evaluations_that_cannot_be_continued_or_compared() {
     refuses(
         &place,
         FAILED,
+        "compare first first --cluster image",
+        "error: first/results.json: question `q0` does not say its image\n\
+         hint: give it in `meta` of the data file and evaluate again into another folder, or use --cluster auto or question",
+    );
+    let one = place.unflip("compare first");
+    assert!(one.code == Some(USAGE) && one.err.contains("2 values required"), "{}", one.err);
+    for (flag, message) in [
+        ("--margin 101", "expected percentage points from 0 to 100"),
+        ("--margin -1", "expected percentage points from 0 to 100"),
+        ("--permutations 0", "expected a whole number, at least 1"),
+        ("--cluster study", "possible values: auto, patient, image, report, question"),
+    ] {
+        let run = place.unflip(&format!("compare first first {flag}"));
+        assert!(run.code == Some(USAGE) && run.err.contains(message), "{flag}: {}", run.err);
+        assert!(run.err.ends_with("\nhint: `unflip compare --help` says what it takes\n"), "{}", run.err);
+    }
+    let begun = eval("data.jsonl", "first", "--pool max");
+    assert!(begun.err.contains("was begun with another pool: it has single, this evaluation max"), "{}", begun.err);
+    refuses(
+        &place,
+        FAILED,
         "compare first data.jsonl",
         "error: data.jsonl is not a result file: expected one JSON object: trailing characters at line 2 column 1\n\
          hint: give the folder that `unflip eval --out` wrote",
@@ -218,6 +239,57 @@ fn evaluations_that_cannot_be_continued_or_compared() {
         "error: first/samples.jsonl:3: expected a sample: missing field `id` at line 1 column 2\n\
          hint: remove the file to evaluate again",
     );
+}
+
+#[test]
+fn pools_that_are_none_or_change() {
+    let place = Place::new();
+    let unknown = "error: unknown pool `sum`: expected one of single, max, logsumexp\nhint: did you mean `logsumexp`?";
+    for verb in ["ask --model model Fluid?", "eval --model model --data data.jsonl --out out"] {
+        refuses(&place, USAGE, &format!("{verb} --pool sum"), unknown);
+    }
+    let trace = "trace --model model --input groups.json --out t.safetensors --pool";
+    refuses(&place, USAGE, &format!("{trace} sum"), unknown);
+    refuses(
+        &place,
+        USAGE,
+        &format!("{trace} max"),
+        "error: --pool max was given, and groups.json has no `answer_spellings`\n\
+         hint: add `\"answer_spellings\": {\"Yes\": […], \"No\": […]}` with token ids to it",
+    );
+    let setting = place.unflip(&train("run", "--pool sum"));
+    assert_eq!(setting.code, Some(USAGE));
+    assert!(
+        setting
+            .err
+            .starts_with("error: `objective.pool` in --pool must be single, max or logsumexp, found \"sum\"\nhint: "),
+        "{}",
+        setting.err
+    );
+    place.unflip(&train("run", "--steps 1 --pool max")).ok();
+    let resumed = place.unflip(&train("run", "--steps 1 --resume"));
+    assert_eq!(resumed.code, Some(FAILED));
+    assert!(resumed.err.contains("objective.pool") && resumed.err.contains("hint: "), "{}", resumed.err);
+}
+
+#[test]
+fn adapters_that_do_nothing() {
+    let place = Place::new();
+    // At a rate that rounds away, B stays 0.
+    place.unflip(&train("run", "--steps 1 --lr 1e-300")).ok();
+    refuses(
+        &place,
+        FAILED,
+        "inspect model --adapter run/final",
+        "error: the adapter changes none of 512 logits\n\
+         hint: it was never trained if its B are 0 (`unflip inspect --adapter ADAPTER` shows their norms); train it, or choose another checkpoint",
+    );
+    place.unflip("inspect --adapter run/final").ok();
+    let both = place.unflip("inspect model --model model");
+    assert!(both.code == Some(USAGE) && both.err.contains("cannot be used with"), "{}", both.err);
+    let none = place.unflip("inspect");
+    assert_eq!(none.code, Some(USAGE), "{}", none.err);
+    assert!(none.err.contains("hint: "), "{}", none.err);
 }
 
 #[test]

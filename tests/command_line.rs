@@ -39,12 +39,137 @@ fn doctor_and_inspect_describe_in_text_and_in_json() {
     assert!(place.unflip("doctor").ok().contains("instruction sets"));
 
     let text = place.unflip("inspect model --adapter lora --tensors").ok();
-    for line in ["7 (full attention: 5)", "163280 in 93 tensors", "model.embed_tokens.weight", "fits the model  yes"] {
+    for line in ["7 (full attention: 5)", "163280 in 93 tensors", "model.embed_tokens.weight", "fits the model     yes"]
+    {
         assert!(text.contains(line), "{line}: {text}");
     }
-    let described = place.unflip("inspect model --adapter lora --sha256 --json").json();
+    let described = place.unflip("inspect --model model --adapter lora --sha256 --json").json();
     assert_eq!((&described["model"]["layers"], &described["adapter"]["rank"]), (&7.into(), &4.into()));
     assert_eq!(described["model"]["sha256"][0][1].as_str().map(str::len), Some(64));
+}
+
+#[test]
+fn inspect_says_what_an_adapter_holds_and_proves_that_it_changes_logits() {
+    let place = Place::new();
+    let text = place.unflip("inspect model --adapter lora").ok();
+    for line in [
+        "LoRA r 4 α 8 dropout 0",
+        "\nscale",
+        "changes logits by",
+        "of 512 logits after \"Is there a pleural effusion?\"",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let adapter = place.unflip("inspect --model model --adapter lora --json").json()["adapter"].clone();
+    assert_eq!(
+        (&adapter["kind"], &adapter["scales"][0], &adapter["tensors"]),
+        (&"LoRA".into(), &2.0.into(), &98.into())
+    );
+    let file = unflip::weights::AdapterFile::open(place.path("lora")).expect("an adapter");
+    for norms in adapter["norms"].as_array().expect("layers") {
+        let here = || file.tensors.iter().filter(|tensors| norms["layer"] == tensors.layer);
+        let norm = |values: Vec<f32>| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let [a, b] =
+            [norm(here().flat_map(|t| t.a.clone()).collect()), norm(here().flat_map(|t| t.b.clone()).collect())];
+        assert!((norms["a"].as_f64().expect("a norm") - a).abs() < 1e-12 * a, "{norms}");
+        assert!((norms["b"].as_f64().expect("a norm") - b).abs() < 1e-12 * b, "{norms}");
+    }
+    let change = &adapter["change"];
+    let (largest, mean) = (change["largest"].as_f64().expect("a number"), change["mean"].as_f64().expect("a number"));
+    assert!(largest > 0.1 && mean > 0.0 && mean < largest, "{change}");
+
+    // Without a tokenizer the prompt is fixed tokens; without a model there is nothing to change; one that unflip trained says how.
+    place.remove("model/tokenizer.json");
+    assert!(
+        place.unflip("inspect model --adapter lora").ok().contains("logits after the tokens [2, 7, 19, 4, 31, 11]")
+    );
+    place.model("model");
+    let alone = place.unflip("inspect --adapter lora --json").json();
+    assert_eq!((&alone["adapter"]["change"], &alone["adapter"]["training"]), (&Value::Null, &Value::Null));
+    place.unflip(&format!("{TRAIN} run --steps 1 --pool max")).ok();
+    let trained = place.unflip("inspect --adapter run/final").ok();
+    assert!(trained.contains("\nloss") && trained.contains("paper") && trained.contains("max"), "{trained}");
+}
+
+#[test]
+fn pooled_spellings_are_asked_evaluated_and_trained_and_kept_with_the_adapter() {
+    let place = Place::new();
+    // `yes` and ` Yes` become tokens of their own beside `Yes` and `No`.
+    let merges = [("Y", "e"), ("Ye", "s"), ("N", "o"), ("y", "e"), ("ye", "s"), ("▁", "Yes"), ("n", "o")];
+    place.tokenizer("model", &merges);
+    let ask = |pool: &str, more: &[&str]| {
+        let start = ["ask", "--model", "model", "Is fluid seen?", "--pool", pool, "--json"];
+        place.run(&[&start[..], more].concat()).json()[0]["margin"].as_f64().expect("a margin")
+    };
+    let margins: Vec<f64> = ["single", "max", "logsumexp"].iter().map(|pool| ask(pool, &[])).collect();
+    assert!(margins[0] != margins[2] && margins[1] != margins[2], "{margins:?}");
+    assert_eq!(
+        ask("single", &[]),
+        place.run(&["ask", "--model", "model", "Is fluid seen?", "--json"]).json()[0]["margin"]
+    );
+
+    place.unflip(&format!("{TRAIN} run --steps 2 --pool logsumexp")).ok();
+    let other = place.unflip(&format!("{TRAIN} single --steps 2"));
+    assert_ne!(other.code, None);
+    let losses = |run: &str| place.read(&format!("{run}/metrics.jsonl"));
+    assert_ne!(losses("run"), losses("single"), "the loss is of pooled margins");
+    // An adapter is asked as it was trained.
+    let with = ["--adapter", "run/final"];
+    let default = place.run(&["ask", "--model", "model", "Is fluid seen?", "--json", "--adapter", "run/final"]).json();
+    assert_eq!(default[0]["margin"].as_f64().expect("a margin"), ask("logsumexp", &with));
+    assert_ne!(ask("single", &with), ask("logsumexp", &with));
+    let noted = place.unflip("ask --model model Fluid? --adapter run/final --pool max");
+    assert_eq!(noted.err, "note: --pool is not the one that the adapter was trained with: logsumexp\n");
+    let results = place.unflip(&format!("{EVAL} pooled --adapter run/final --json")).json();
+    assert_eq!(
+        (&results["pool"], results["answer_spellings"]["yes"].as_array().map(Vec::len)),
+        (&"logsumexp".into(), Some(2))
+    );
+}
+
+#[test]
+fn eval_proves_that_no_answer_depends_on_the_batch() {
+    let place = Place::new();
+    place.data("data.jsonl", &(0..9).map(command::group).collect::<Vec<_>>());
+    let results = place.unflip(&format!("{EVAL} out --groups-per-batch 4 --control batching --json")).json();
+    let control = &results["controls"]["batching"];
+    assert_eq!(control["answers_that_depend_on_the_batch"], 0, "{control}");
+    assert_eq!((&control["margins_that_depend_on_the_batch"], &control["groups"]), (&0.into(), &9.into()), "{control}");
+    // Every phrasing as stored, and in batches of 2, 3 and 8.
+    assert_eq!((&control["compared"], &control["sizes"]), (&(4 * 27).into(), &serde_json::json!([2, 3, 8])));
+    let again = place.unflip(&format!("{EVAL} out --groups-per-batch 4 --control batching --json")).json();
+    assert_eq!(again, results, "of stored samples");
+    let text = place.unflip(&format!("{EVAL} out --control batching")).ok();
+    assert!(
+        text.ends_with("\n0 of 108 answers and 0 margins depend on the batch (groups alone and 2, 3, 8 together)\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn eval_breaks_flips_and_margins_down_with_intervals() {
+    let place = Place::new();
+    let named = |id: usize| {
+        let mut group = command::group(id);
+        group["meta"] = serde_json::json!({"finding": if id < 3 { "effusion" } else { "edema" }, "phenomena": ["lexical", "scope"]});
+        group
+    };
+    place.data("data.jsonl", &(0..6).map(named).collect::<Vec<_>>());
+    let results = place.unflip(&format!("{EVAL} out --json")).json();
+    for (part, names) in [("by_phenomenon", ["lexical", "scope"]), ("by_finding", ["edema", "effusion"])] {
+        for name in names {
+            let set = &results[part][name];
+            for metric in ["flip_rate_question", "flip_rate_pair", "margin_difference"] {
+                let at = |end: &str| set[format!("{metric}{end}")].as_f64().expect("a number");
+                assert!(at("_low") <= at("") && at("") <= at("_high") && at("_stderr") >= 0.0, "{name} {metric}");
+            }
+        }
+    }
+    assert_eq!(results["by_phenomenon"]["scope"]["n_pairs"], 6);
+    assert_eq!(results["by_finding"]["effusion"]["n_pairs"], 6);
+    let text = place.unflip(&format!("{EVAL} out")).ok();
+    let line = text.lines().find(|line| line.starts_with("lexical")).expect("a row");
+    assert!(line.matches(" %").count() == 3 && line.matches('[').count() == 4, "{text}");
 }
 
 #[test]
@@ -61,6 +186,7 @@ fn ask_gives_a_margin_for_each_phrasing_whoever_shares_its_prefix() {
         let margin = row["margin"].as_f64().expect("a margin");
         assert_eq!(row["phrasing"], phrasing);
         assert_eq!(row["answer"], if margin > 0.0 { "yes" } else { "no" });
+        assert_eq!(row["flip"], row["answer"] != rows[0]["answer"]);
     }
     let alone = ask(&[])[0]["margin"].as_f64().expect("a margin");
     assert!((alone - rows[0]["margin"].as_f64().expect("a margin")).abs() < 1e-4);
@@ -151,9 +277,25 @@ fn an_adapter_trains_merges_evaluates_and_compares() {
     assert!(distance(&adapted, &after) < 0.5 * distance(&before, &adapted), "{before:?} {adapted:?} {after:?}");
 
     let compared = place.unflip("compare before after --permutations 100 --json").json();
-    let names: Vec<_> = compared.as_array().expect("a list").iter().map(|row| row["metric"].clone()).collect();
-    assert_eq!(names, ["flip_rate_question", "flip_rate_pair", "margin_difference", "accuracy_all"]);
-    assert!(place.unflip("compare before before").ok().contains("1.0000"));
+    let comparison = &compared["comparisons"][0];
+    let names: Vec<_> = comparison["metrics"].as_object().expect("an object").keys().collect();
+    assert_eq!(names, unflip::eval::METRICS);
+    assert_eq!((&compared["permutations"], &comparison["differs"]), (&100.into(), &serde_json::json!(["model"])));
+    let question = &comparison["metrics"]["flip_rate_question"];
+    for key in ["base", "run", "difference", "difference_stderr", "difference_low", "difference_high", "p_permutation"]
+    {
+        assert!(question[key].is_number(), "{key}: {question}");
+    }
+    assert!(question["mcnemar"]["p"].is_number() && question["proportions"]["z_corrected"].is_number(), "{question}");
+    assert!(comparison["metrics"]["margin_difference"]["mcnemar"].is_null());
+    let bound = &comparison["non_inferiority"];
+    assert_eq!((&bound["metric"], &bound["margin"]), (&"accuracy_all".into(), &0.03.into()));
+    let three = place.unflip("compare before adapted after --cluster question --json").json();
+    assert_eq!((three["comparisons"].as_array().map(Vec::len), &three["cluster"]), (Some(2), &"question".into()));
+    assert_eq!(three["comparisons"][0]["differs"], serde_json::json!(["adapter"]));
+    let same = place.unflip("compare before before").ok();
+    assert!(same.contains("1.0000") && same.contains("what differs: nothing"), "{same}");
+    assert!(same.ends_with("is not inferior: the difference's lower bound is +0.0 points, the limit -3.0\n"), "{same}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn hidden_states_and_logits_equal_hugging_face() {
             let vocabulary = engine.model.config.vocab_size;
             for sequence in ["seq0", "seq1"] {
                 let group = single(ids(&forward, &format!("{sequence}.input_ids")));
-                let input = TraceInput { lambda: None, groups: vec![group] };
+                let input = TraceInput { groups: vec![group], ..TraceInput::default() };
                 let expected = |what: &str| forward.tensor(&format!("{sequence}.{what}")).unwrap().to_f32();
                 for hidden in [true, false] {
                     let tensors = trace_forward(&engine, &input, hidden).unwrap();

@@ -4,6 +4,7 @@ use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
 use crate::data::{Answer, Meta, Paraphrase, Problem, PromptGroup, ReadOptions};
+use crate::objective::Pooling;
 use crate::ops::TrainDevice;
 use crate::report::{Cell, Table, progress_bar};
 use crate::text::Tokenizer;
@@ -39,6 +40,10 @@ pub struct Ask {
     /// Pattern of the user's turn (default: the one that the adapter was trained with, else the paper's)
     #[arg(long, value_name = "PATTERN")]
     template: Option<String>,
+    /// How an answer's spellings become one logit: single (the first alone), max or logsumexp (default: as the adapter was
+    /// trained, else single)
+    #[arg(long, value_name = "HOW")]
+    pool: Option<String>,
     /// Also write an answer to each phrasing, of at most N tokens: greedy, with keys and values kept
     #[arg(long, value_name = "N", value_parser = super::count)]
     generate: Option<usize>,
@@ -76,7 +81,9 @@ impl Ask {
             super::model::refuse_image(&format!("--image {image}"), &checkpoint)?;
         }
         let template = super::data::template(self.template.as_deref(), self.model.adapter.as_deref())?;
+        let pool = super::data::pool(self.pool.as_deref(), self.model.adapter.as_deref())?;
         let prompting = Prompting::open(&checkpoint, template)?;
+        let pooling = prompting.pooling(pool);
         let tokens = group.tokenize(&prompting.tokenizer, &prompting.template, None)?;
         let (yes, no) = (prompting.answers.yes, prompting.answers.no);
         let group = EngineGroup { id: group.id, tokens, yes, no, answer_yes: true };
@@ -84,7 +91,7 @@ impl Ask {
         let (model, json, generate) = (self.model.clone(), self.json, self.generate);
         let phrasings: Vec<String> = std::iter::once(self.question).chain(self.paraphrases).collect();
         let tokenizer = prompting.tokenizer;
-        let answers = device.run(Work { model, checkpoint, adapter, group, generate, tokenizer })?;
+        let answers = device.run(Work { model, checkpoint, adapter, group, pooling, generate, tokenizer })?;
         print(&phrasings, &answers, json)
     }
 
@@ -108,6 +115,7 @@ struct Work {
     checkpoint: Checkpoint,
     adapter: Option<AdapterFile>,
     group: EngineGroup,
+    pooling: Pooling,
     generate: Option<usize>,
     tokenizer: Tokenizer,
 }
@@ -124,6 +132,7 @@ impl OnDevice for Work {
 
     fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<Answers> {
         let mut engine = self.model.engine(device, &self.checkpoint, self.adapter.as_ref(), None)?;
+        engine.pooling = self.pooling;
         let mut generated = Vec::new();
         if let Some(count) = self.generate {
             // A chat's turn ends before the text does.
@@ -156,7 +165,7 @@ fn print(phrasings: &[String], answers: &Answers, json: bool) -> crate::Result<(
             Cell::text(if says_yes(margin) { "yes" } else { "no" }),
             Cell::Number(margin, 3),
             Cell::Percent(1.0 / (1.0 + (-margin).exp()), 1),
-            Cell::text(if flip { "FLIP" } else { "" }),
+            Cell::Flag(flip, "FLIP"),
         ]);
     }
     if json {

@@ -2,8 +2,9 @@
 
 use crate::data::{Error, GroupFile, ReadOptions, read_groups};
 use crate::eval::{Question, questions};
-use crate::text::{AnswerIds, AnswerStrings, PromptTemplate, Tokenizer};
-use crate::train::TemplateChoice;
+use crate::objective::{Pool, Pooling};
+use crate::text::{AnswerIds, AnswerStrings, Answers, PromptTemplate, Tokenizer, Variant};
+use crate::train::{TemplateChoice, adapter_pool};
 use crate::weights::Checkpoint;
 use std::path::Path;
 
@@ -20,6 +21,22 @@ pub fn template(given: Option<&str>, adapter: Option<&Path>) -> crate::Result<Pr
     Ok(choice.template)
 }
 
+/// How spellings are pooled: `--pool`, else as the adapter was trained, else the first alone. Says so where the one given is not
+/// the adapter's.
+///
+/// # Errors
+/// A pool that is none; an adapter's notes that cannot be read.
+pub fn pool(given: Option<&str>, adapter: Option<&Path>) -> crate::Result<Pool> {
+    let given = given.map(str::parse::<Pool>).transpose()?;
+    let own = adapter.map(adapter_pool).transpose()?.flatten();
+    if let (Some(given), Some(own)) = (given, own)
+        && given != own
+    {
+        eprintln!("note: --pool is not the one that the adapter was trained with: {}", own.name());
+    }
+    Ok(given.or(own).unwrap_or_default())
+}
+
 /// How a model's prompts are made.
 pub struct Prompting {
     /// Its tokenizer.
@@ -28,6 +45,8 @@ pub struct Prompting {
     pub template: PromptTemplate,
     /// Answer tokens.
     pub answers: AnswerIds,
+    /// Their spellings.
+    spellings: Answers,
     /// Whether the model has a vision tower, which this version does not run.
     vision: bool,
 }
@@ -40,8 +59,19 @@ impl Prompting {
     pub fn open(checkpoint: &Checkpoint, template: PromptTemplate) -> crate::Result<Self> {
         let tokenizer = Tokenizer::open(checkpoint.dir())?;
         tokenizer.check_chat_tokens()?;
-        let answers = AnswerIds::look_up(&tokenizer, &AnswerStrings::default())?;
-        Ok(Self { tokenizer, template, answers, vision: checkpoint.config.vision.is_some() })
+        let spellings = Answers::look_up(&tokenizer, &AnswerStrings::default())?;
+        let vision = checkpoint.config.vision.is_some();
+        Ok(Self { tokenizer, template, answers: spellings.ids, spellings, vision })
+    }
+
+    /// The spellings to pool beside the answers themselves; none where only those count.
+    pub fn pooling(&self, pool: Pool) -> Pooling {
+        let others = |variants: &[Variant], first: u32| {
+            let ids = variants.iter().map(|variant| variant.id);
+            ids.filter(|&id| pool != Pool::Single && id != first).collect()
+        };
+        let Answers { ids, yes_variants, no_variants } = &self.spellings;
+        Pooling { pool, yes: others(yes_variants, ids.yes), no: others(no_variants, ids.no) }
     }
 
     /// Reads and tokenizes the first `limit` groups of a file.

@@ -1,35 +1,43 @@
 //! `unflip inspect`.
 
+use super::device::DeviceArgs;
+use super::inspect_adapter::{self, AdapterDescription};
 use super::row;
 use crate::report::{Cell, Table};
 use crate::text::{AnswerStrings, Answers, Error, Tokenizer, Variant};
 use crate::weights::{AdapterFile, Checkpoint, LayerKind, ModelConfig, resolve_model};
 use clap::Args;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `inspect`.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  unflip inspect models/gemma-3-270m\n  unflip inspect --adapter runs/paper/best --json"
+    after_help = "Examples:\n  unflip inspect models/gemma-3-270m\n  unflip inspect --adapter runs/paper/final --model models/gemma-3-270m --json\n\n\
+    With a model, an adapter must fit it and change its logits on a fixed prompt, else the exit code is 1."
 )]
 pub struct Inspect {
     /// Model folder, or org/name in the local Hugging Face cache
-    #[arg(value_name = "MODEL", required_unless_present = "adapter")]
+    #[arg(value_name = "MODEL", group = "which", required_unless_present_any = ["model_flag", "adapter"])]
     model: Option<String>,
-    /// PEFT LoRA adapter folder; with a model, also checks that they fit
+    /// The same
+    #[arg(long = "model", id = "model_flag", value_name = "MODEL", group = "which")]
+    model_flag: Option<String>,
+    /// PEFT LoRA adapter folder; with a model, also proves that they fit and that it changes logits
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// Read every weight file and print its SHA-256
-    #[arg(long, requires = "model")]
+    #[arg(long, requires = "which")]
     sha256: bool,
     /// List every tensor
-    #[arg(long, requires = "model")]
+    #[arg(long, requires = "which")]
     tensors: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Serialize)]
@@ -72,27 +80,13 @@ struct ModelDescription {
     tensor_list: Option<Vec<TensorRow>>,
 }
 
-#[derive(Serialize)]
-struct AdapterDescription {
-    folder: String,
-    base_model: Option<String>,
-    rank: usize,
-    alpha: f64,
-    rslora: bool,
-    dropout: f64,
-    layers: Vec<usize>,
-    modules: Vec<&'static str>,
-    parameters: usize,
-    fits_model: Option<bool>,
-}
-
 impl Inspect {
     /// Runs the verb.
     ///
     /// # Errors
     /// Anything wrong with model or adapter.
     pub fn run(self) -> crate::Result<()> {
-        let checkpoint = match &self.model {
+        let checkpoint = match self.model.as_ref().or(self.model_flag.as_ref()) {
             Some(model) => Some(Checkpoint::open(&resolve_model(model)?)?),
             None => None,
         };
@@ -100,10 +94,10 @@ impl Inspect {
         let adapter = match &self.adapter {
             Some(folder) => {
                 let file = AdapterFile::open(folder)?;
-                if let Some(checkpoint) = &checkpoint {
-                    crate::model::LoraLayout::from_file(&checkpoint.config.text, &file)?;
-                }
-                Some(describe_adapter(folder.display().to_string(), &file, checkpoint.is_some()))
+                let change = checkpoint
+                    .as_ref()
+                    .map(|checkpoint| inspect_adapter::change(&self.device, checkpoint, folder, file.clone()));
+                Some(AdapterDescription::new(folder, &file, change.transpose()?)?)
             }
             None => None,
         };
@@ -171,23 +165,6 @@ fn spellings(variants: &[Variant]) -> String {
     variants.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
-fn describe_adapter(folder: String, file: &AdapterFile, fits: bool) -> AdapterDescription {
-    let layers: BTreeSet<usize> = file.tensors.iter().map(|tensors| tensors.layer).collect();
-    let modules: BTreeSet<_> = file.tensors.iter().map(|tensors| tensors.module).collect();
-    AdapterDescription {
-        folder,
-        base_model: file.config.base_model_name_or_path.clone(),
-        rank: file.config.r,
-        alpha: file.config.lora_alpha,
-        rslora: file.config.use_rslora,
-        dropout: file.config.lora_dropout,
-        layers: layers.into_iter().collect(),
-        modules: modules.into_iter().map(|module| module.name()).collect(),
-        parameters: file.tensors.iter().map(|tensors| tensors.a.len() + tensors.b.len()).sum(),
-        fits_model: fits.then_some(true),
-    }
-}
-
 fn print(description: &Description) -> crate::Result<()> {
     let join = |layers: &[usize]| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     if let Some(model) = &description.model {
@@ -234,17 +211,7 @@ fn print(description: &Description) -> crate::Result<()> {
         }
     }
     if let Some(adapter) = &description.adapter {
-        let mut table = Table::new(&["adapter", &adapter.folder]);
-        row(&mut table, "base model", adapter.base_model.as_deref().unwrap_or("not stated"));
-        let scale = if adapter.rslora { "rsLoRA" } else { "LoRA" };
-        row(&mut table, "kind", &format!("{scale} r {} α {} dropout {}", adapter.rank, adapter.alpha, adapter.dropout));
-        row(&mut table, "layers", &join(&adapter.layers));
-        row(&mut table, "modules", &adapter.modules.join(", "));
-        row(&mut table, "parameters", &adapter.parameters.to_string());
-        if adapter.fits_model.is_some() {
-            row(&mut table, "fits the model", "yes");
-        }
-        super::out(&table.plain())?;
+        adapter.print()?;
     }
     Ok(())
 }

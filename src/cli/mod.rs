@@ -12,6 +12,7 @@ mod device;
 mod doctor;
 mod eval;
 mod inspect;
+mod inspect_adapter;
 mod interrupt;
 mod merge;
 mod model;

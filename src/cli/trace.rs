@@ -3,7 +3,7 @@
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
 use crate::data::{Error, TraceInput};
-use crate::objective::{Objective, Pairs};
+use crate::objective::{Objective, Pairs, Pool, Pooling};
 use crate::ops::TrainDevice;
 use crate::trace::{TraceTensor, trace_forward, trace_loss};
 use crate::weights::{AdapterFile, Checkpoint, Dtype, check_place, write_safetensors};
@@ -49,6 +49,9 @@ pub struct Trace {
     /// Loss whose adapter gradients to write: paper, combined, margin, symkl-binary, symkl-full, ce-binary, ce-full
     #[arg(long, value_name = "NAME")]
     loss: Option<String>,
+    /// How an answer's spellings become one logit: single (the first alone), max or logsumexp of the input's `answer_spellings`
+    #[arg(long, default_value = "single", value_name = "HOW")]
+    pool: String,
     /// Which phrasings the loss pairs
     #[arg(long, value_enum, default_value = "original")]
     pairs: PairsName,
@@ -75,7 +78,22 @@ impl Trace {
     /// Bad input of any kind.
     pub fn run(self) -> crate::Result<()> {
         check_place(&self.out)?;
+        let pool = self.pool.parse::<Pool>()?;
         let input = TraceInput::read(&self.input)?;
+        let pooling = match (pool, &input.spellings) {
+            (Pool::Single, _) => Pooling::default(),
+            (pool, Some([yes, no])) => Pooling { pool, yes: yes.clone(), no: no.clone() },
+            (pool, None) => {
+                return Err(crate::Error::Usage {
+                    message: format!(
+                        "--pool {} was given, and {} has no `answer_spellings`",
+                        pool.name(),
+                        self.input.display()
+                    ),
+                    hint: Some(r#"add `"answer_spellings": {"Yes": […], "No": […]}` with token ids to it"#.into()),
+                });
+            }
+        };
         let objective = self
             .loss
             .as_deref()
@@ -109,7 +127,7 @@ impl Trace {
         }
         let device = self.device.clone();
         let out = self.out.clone();
-        let tensors = device.run(Work { arguments: self, input, objective, checkpoint, adapter })?;
+        let tensors = device.run(Work { arguments: self, input, pooling, objective, checkpoint, adapter })?;
         let bytes: Vec<Vec<u8>> =
             tensors.iter().map(|tensor| tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
         let entries: Vec<_> = tensors
@@ -130,6 +148,7 @@ fn file_lambda(loss: &str, input: &TraceInput) -> Option<f64> {
 struct Work {
     arguments: Trace,
     input: TraceInput,
+    pooling: Pooling,
     objective: Option<Objective>,
     checkpoint: Checkpoint,
     adapter: Option<AdapterFile>,
@@ -142,6 +161,7 @@ impl OnDevice for Work {
         let mut engine =
             self.arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), self.arguments.layers)?;
         engine.share_prefix = !self.arguments.no_sharing;
+        engine.pooling = self.pooling;
         let mut tensors = trace_forward(&engine, &self.input, self.arguments.hidden)?;
         if let (Some(objective), Some(adapter)) = (&self.objective, &self.adapter) {
             tensors.extend(trace_loss(&engine, adapter, &self.input, objective)?);

@@ -7,6 +7,7 @@ use super::model::ModelArgs;
 use super::trunk::TrunkArgs;
 use crate::data::ReadOptions;
 use crate::eval::Question;
+use crate::objective::Pooling;
 use crate::ops::TrainDevice;
 use crate::report::{Cell, Table};
 use crate::train::{
@@ -118,6 +119,9 @@ struct Flags {
     /// Weight of the second part of paper, combined or a loss of two parts, 0 to inf [objective.lambda]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     lambda: Option<String>,
+    /// How an answer's spellings become one logit: single (the first alone), max or logsumexp [objective.pool]
+    #[arg(long, value_name = "HOW")]
+    pool: Option<String>,
     /// Stop, with a checkpoint, when the model answers one way (64 questions in training, or a validation): true or false
     /// [objective.stop_on_collapse]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
@@ -220,6 +224,7 @@ impl Flags {
             ("objective.accuracy", &self.accuracy),
             ("objective.pairs", &self.pairs),
             ("objective.lambda", &self.lambda),
+            ("objective.pool", &self.pool),
             ("objective.stop_on_collapse", &self.stop_on_collapse),
             ("optimizer.lr", &self.lr),
             ("optimizer.beta1", &self.beta1),
@@ -303,9 +308,11 @@ impl Train {
             true => Opening::Resume { other_unit: self.other_unit },
             false => Opening::New,
         };
+        let pooling = prompting.pooling(request.settings.objective.pool);
         let interrupt = Interrupt::catch()?;
         let stopped = interrupt.clone();
-        let summary = device.run(Work { model, checkpoint, request, out, opening, trunk: self.trunk, interrupt })?;
+        let summary =
+            device.run(Work { pooling, model, checkpoint, request, out, opening, trunk: self.trunk, interrupt })?;
         report(&summary, self.json)?;
         match stopped.caught().filter(|_| summary.steps < summary.total_steps) {
             Some(signal) => Err(Error::Interrupted {
@@ -348,6 +355,7 @@ struct Work {
     model: ModelArgs,
     checkpoint: Checkpoint,
     request: RunRequest,
+    pooling: Pooling,
     out: PathBuf,
     opening: Opening,
     trunk: TrunkArgs,
@@ -359,6 +367,7 @@ impl OnDevice for Work {
 
     fn run<D: TrainDevice + 'static>(mut self, device: D) -> crate::Result<TrainSummary> {
         let mut engine = self.model.engine(device, &self.checkpoint, None, None)?;
+        engine.pooling = self.pooling;
         let layers = self.request.settings.adapter.layers.resolve(engine.model.depth())?;
         let lowest = layers.iter().min().copied();
         self.trunk.attach(&mut engine, &self.checkpoint, lowest)?;

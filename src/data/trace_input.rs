@@ -1,17 +1,20 @@
 //! Groups as token ids: `groups.json`, as recorded with other frameworks' results.
 //!
 //! `{"lambda": 0.5, "groups": [{"prefix": […], "suffixes": [[…], …], "yes_id": 1, "no_id": 2, "label": "yes", "image": null}]}`;
-//! the answers' ids may stand on top for all groups instead: `"answer_ids": {"Yes": 1, "No": 2}`. Other keys are ignored.
+//! the answers' ids may stand on top for all groups instead: `"answer_ids": {"Yes": 1, "No": 2}`, and beside them the ids of their
+//! other spellings, for pooling: `"answer_spellings": {"Yes": [3, 4], "No": []}`. Other keys are ignored.
 
 use super::{Error, Problem, TokenGroup};
 use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Groups of token ids.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceInput {
     /// λ of the combined loss, where the file gives one.
     pub lambda: Option<f64>,
+    /// Ids of further spellings of yes and of no, where the file gives them.
+    pub spellings: Option<[Vec<u32>; 2]>,
     /// In the file's order, at least one.
     pub groups: Vec<TraceGroup>,
 }
@@ -57,6 +60,7 @@ impl TraceInput {
             Some(Value::Object(ids)) => Some(ids),
             Some(other) => return Err(whole(kind("answer_ids", "an object", other))),
         };
+        let spellings = spellings(&top).map_err(whole)?;
         let groups = match top.get("groups") {
             None => return Err(whole(Problem::Missing { key: "groups", nearest: None })),
             Some(Value::Array(groups)) if groups.is_empty() => return Err(Error::NoGroups { path: name }),
@@ -70,7 +74,26 @@ impl TraceInput {
                 group(value, shared).map_err(|problem| Error::Trace { path: name.clone(), group: Some(index), problem })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { lambda, groups })
+        Ok(Self { lambda, spellings, groups })
+    }
+}
+
+/// Further spellings of both answers; none of them may be both.
+fn spellings(top: &Map<String, Value>) -> Result<Option<[Vec<u32>; 2]>, Problem> {
+    const KEY: &str = "answer_spellings";
+    let lists = match top.get(KEY) {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Object(lists)) => lists,
+        Some(other) => return Err(kind(KEY, "an object", other)),
+    };
+    let list = |answer: &str| match lists.iter().find(|(name, _)| name.eq_ignore_ascii_case(answer)) {
+        None => Ok(Vec::new()),
+        Some((name, list)) => ids(&format!("{KEY}.{name}"), list),
+    };
+    let (yes, no) = (list("yes")?, list("no")?);
+    match yes.iter().find(|id| no.contains(id)) {
+        Some(&id) => Err(Problem::SameAnswerIds(id)),
+        None => Ok(Some([yes, no])),
     }
 }
 
@@ -192,6 +215,28 @@ mod tests {
             },
         ];
         assert_eq!(input.groups, expected);
+        assert_eq!(input.spellings, None);
+    }
+
+    #[test]
+    fn spellings_stand_on_top() {
+        let with = |lists: &str| {
+            read(&format!(
+                r#"{{"answer_spellings": {lists}, "groups": [{{"prefix": [], "suffixes": [[3]], "yes_id": 1, "no_id": 2, "label": "no"}}]}}"#
+            ))
+        };
+        assert_eq!(with(r#"{"YES": [3, 4], "No": [5]}"#).unwrap().spellings, Some([vec![3, 4], vec![5]]));
+        assert_eq!(with(r#"{"yes": [3]}"#).unwrap().spellings, Some([vec![3], vec![]]));
+        assert_eq!(with("null").unwrap().spellings, None);
+        for (lists, message) in [
+            ("[3]", ": `answer_spellings` must be an object, found a list of 1"),
+            (r#"{"Yes": 3}"#, ": `answer_spellings.Yes` must be a list of token ids, found 3"),
+            (r#"{"Yes": ["a"]}"#, ": `answer_spellings.Yes[0]` must be a token id, found `a`"),
+            (r#"{"Yes": [3, 4], "No": [4]}"#, ": yes and no have the same token id 4"),
+        ] {
+            let error = with(lists).unwrap_err().to_string();
+            assert!(error.ends_with(message), "{error}");
+        }
     }
 
     #[test]

@@ -52,6 +52,39 @@ pub enum Error {
         /// What was expected and what was found.
         problem: String,
     },
+    /// Samples that do not say what they shall be grouped by.
+    #[error("{path}: question `{id}` does not say its {unit}")]
+    NoCluster {
+        /// The result file.
+        path: String,
+        /// Id of the first such question.
+        id: String,
+        /// `patient`, `image` or `report`.
+        unit: &'static str,
+    },
+    /// Margins that are other ones when groups are packed together.
+    #[error(
+        "{answers} answers and {margins} margins of {phrasings} depend on the batch, the first in group `{group}`, phrasing {index}: \
+         {alone:e} alone, {packed:e} in a batch of {size}"
+    )]
+    DependsOnBatch {
+        /// Answers that changed.
+        answers: u64,
+        /// Margins that changed in any bit.
+        margins: u64,
+        /// Margins compared.
+        phrasings: u64,
+        /// Id of the first group that changed.
+        group: String,
+        /// Its first phrasing that changed.
+        index: usize,
+        /// Its margin alone.
+        alone: f64,
+        /// Its margin in the batch.
+        packed: f64,
+        /// Groups in the batch.
+        size: usize,
+    },
     /// Two results on different questions.
     #[error("{first} and {second} cannot be compared: {problem}")]
     OtherQuestions {
@@ -74,6 +107,12 @@ impl Error {
             Self::NotSamples { .. } => "choose another output folder, or move the file away",
             Self::Record { .. } => "remove the file to evaluate again",
             Self::NotResults { .. } => "give the folder that `unflip eval --out` wrote",
+            Self::NoCluster { .. } => {
+                "give it in `meta` of the data file and evaluate again into another folder, or use --cluster auto or question"
+            }
+            Self::DependsOnBatch { .. } => {
+                "the back end breaks a promise: report it with `unflip doctor`, and use --groups-per-batch 1 until then"
+            }
             Self::OtherQuestions { .. } => "evaluate both models on the same file with the same --limit",
         };
         Some(hint.to_owned())

@@ -1,8 +1,8 @@
 //! Promises of evaluation on questions with prescribed margins.
 
-use super::super::compare::compare;
 use super::super::metrics::METRICS;
 use super::super::results::StoredResults;
+use super::super::samples::Origin;
 use super::*;
 use crate::batch::TokenGroup;
 use crate::train::Error as TrainError;
@@ -51,6 +51,7 @@ fn questions() -> Vec<Question> {
         phenomena: std::iter::once(None).chain(row.4.iter().map(|name| Some((*name).to_owned()))).collect(),
         finding: Some(row.3.into()),
         cluster: row.2.into(),
+        origin: Origin::default(),
     };
     ROWS.iter().enumerate().map(question).collect()
 }
@@ -90,18 +91,25 @@ fn metrics_are_those_of_a_hand_computed_example() {
     // Answers: a yes yes no | b no no no (a tie) | c no yes | d yes yes yes. Flips: a's second, c's first.
     // |Δm|: 1 3 | 2 1 | 0.75 | 1 2. Originals 2, −1, −0.5, 1.5: mean 0.5, squares 2.25 + 2.25 + 1 + 1 = 6.5, over 3.
     let sd = (6.5_f64 / 3.0).sqrt();
-    assert_close(values(&evaluation.metrics), [0.5, 2.0 / 7.0, 10.75 / 7.0, sd, 0.5, 6.0 / 11.0, 0.5]);
+    assert_close(
+        values(&evaluation.metrics),
+        [0.5, 2.0 / 7.0, 10.75 / 7.0, sd, 10.75 / 7.0 / sd, 0.5, 6.0 / 11.0, 0.5],
+    );
     let counts = evaluation.metrics.counts;
     assert_eq!((counts.ties, counts.questions, counts.pairs, evaluation.metrics.clusters), (1, 4, 7, 3));
 
     // lexical: a (2, 1), b (−1, −3, 0), d (1.5, 2.5): no flips; scope: a (2, −1), c (−0.5, 0.25), d (1.5, 3.5).
     let lexical = &evaluation.by_phenomenon["lexical"];
     let sd = (31.0_f64 / 12.0).sqrt();
-    assert_close(values(lexical), [0.0, 0.0, 5.0 / 4.0, sd, 2.0 / 3.0, 5.0 / 7.0, 2.0 / 3.0]);
+    assert_close(values(lexical), [0.0, 0.0, 5.0 / 4.0, sd, 5.0 / 4.0 / sd, 2.0 / 3.0, 5.0 / 7.0, 2.0 / 3.0]);
     let scope = &evaluation.by_phenomenon["scope"];
-    assert_close(values(scope), [2.0 / 3.0, 2.0 / 3.0, 5.75 / 3.0, 1.75_f64.sqrt(), 1.0 / 3.0, 2.0 / 6.0, 2.0 / 3.0]);
+    let sd = 1.75_f64.sqrt();
+    assert_close(
+        values(scope),
+        [2.0 / 3.0, 2.0 / 3.0, 5.75 / 3.0, sd, 5.75 / 3.0 / sd, 1.0 / 3.0, 2.0 / 6.0, 2.0 / 3.0],
+    );
     let fracture = &evaluation.by_finding["fracture"];
-    assert_close(values(fracture), [1.0, 1.0, 0.75, f64::NAN, 0.0, 0.5, 0.0]);
+    assert_close(values(fracture), [1.0, 1.0, 0.75, f64::NAN, f64::NAN, 0.0, 0.5, 0.0]);
     assert_eq!(evaluation.by_finding["effusion"].counts.questions, 3);
 }
 
@@ -147,6 +155,9 @@ fn samples_hold_what_was_asked_and_answered() {
         assert!(results.json["results"][key].is_number(), "{key}");
     }
     assert_eq!(results.json["by_finding"]["fracture"]["margin_sd"], Value::Null);
+    for (name, metric) in METRICS.iter().flat_map(|name| ["", "_stderr", "_low", "_high"].map(|end| (name, end))) {
+        assert!(results.json["results"][format!("{name}{metric}")].is_number(), "{name}{metric}");
+    }
     assert_eq!((&results.json["data_hash"], &results.json["template_hash"]), (&"d".into(), &"t".into()));
 }
 
@@ -232,59 +243,6 @@ fn bad_questions_are_refused_by_name() {
 }
 
 #[test]
-fn comparing_pairs_the_questions_of_two_results() {
-    let (first, second) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
-    run(&mut engine(), &header(), None, first.path()).expect("evaluated");
-    let mut better = engine();
-    better.margins = vec![
-        ("a", vec![2.0, 2.0, 2.0]),
-        ("b", vec![-1.0, -1.0, -1.0]),
-        ("c", vec![0.5, 0.5]),
-        ("d", vec![-1.0, -1.0, -1.0]),
-    ];
-    let trained = Header { adapter: Some("x".into()), ..header() };
-    run(&mut better, &trained, None, second.path()).expect("evaluated");
-    let read = |folder: &tempfile::TempDir| StoredResults::read(folder.path()).expect("read");
-    let rows = compare(&read(&first), &read(&second), 10_000, 0).expect("compared");
-    let expected = [
-        ("flip_rate_question", 0.5, 0.0, 4, 0.5),
-        ("flip_rate_pair", 2.0 / 7.0, 0.0, 7, 0.5),
-        ("margin_difference", 10.75 / 7.0, 0.0, 7, 0.25),
-        ("accuracy_all", 6.0 / 11.0, 1.0, 11, 0.25),
-    ];
-    // Exact p over 3 clusters: question and pair flips fall in two of them (2 of 4 patterns), the others in all three
-    // (2 of 8).
-    for (row, (metric, a, b, n, p)) in rows.iter().zip(expected) {
-        assert_eq!((row.metric, row.n, row.clusters), (metric, n, 3));
-        assert!((row.first - a).abs() < 1e-12 && (row.second - b).abs() < 1e-12, "{row:?}");
-        assert!((row.difference - (b - a)).abs() < 1e-12 && (row.p_value - p).abs() < 0.02, "{row:?}");
-    }
-    let same = compare(&read(&first), &read(&first), 10_000, 0).expect("compared");
-    assert!(same.iter().all(|row| row.difference == 0.0 && row.p_value == 1.0));
-}
-
-#[test]
-fn results_on_other_data_are_not_compared() {
-    let (first, second) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
-    run(&mut engine(), &header(), None, first.path()).expect("evaluated");
-    run(&mut engine(), &Header { data: "e".into(), ..header() }, None, second.path()).expect("evaluated");
-    let read = |folder: &tempfile::TempDir| StoredResults::read(folder.path()).expect("read");
-    let refused = |a: &StoredResults, b: &StoredResults| compare(a, b, 10, 0).expect_err("refused").to_string();
-    assert!(refused(&read(&first), &read(&second)).ends_with("they are of different data (SHA-256 d and e)"));
-    let mut fewer = read(&first);
-    fewer.groups.truncate(3);
-    assert!(refused(&read(&first), &fewer).ends_with("they have 4 and 3 questions"));
-    let mut other = read(&first);
-    other.groups[1][0].truth = "yes".into();
-    assert!(
-        refused(&read(&first), &other)
-            .ends_with("question 2 is `b` (3 phrasings, truth no) and `b` (3 phrasings, truth yes)")
-    );
-    fs::remove_file(first.path().join("samples.jsonl")).expect("removed");
-    assert!(StoredResults::read(first.path()).is_err());
-}
-
-#[test]
 fn questions_without_paraphrase_count_where_nothing_is_paired() {
     let lone = |places: &[usize]| {
         let mut questions = questions();
@@ -301,17 +259,14 @@ fn questions_without_paraphrase_count_where_nothing_is_paired() {
     // Without c's paraphrase: a flips of a, b, d; |Δm| 1 3 | 2 1 | 1 2; originals as before.
     let (evaluation, _) = lone(&[2]);
     let sd = (6.5_f64 / 3.0).sqrt();
-    assert_close(values(&evaluation.metrics), [1.0 / 3.0, 1.0 / 6.0, 10.0 / 6.0, sd, 0.5, 0.5, 0.5]);
+    assert_close(values(&evaluation.metrics), [1.0 / 3.0, 1.0 / 6.0, 10.0 / 6.0, sd, 10.0 / 6.0 / sd, 0.5, 0.5, 0.5]);
     assert_eq!((evaluation.metrics.can_flip, evaluation.metrics.counts.questions), (3, 4));
     let (evaluation, results) = lone(&[0, 1, 2, 3]);
-    assert_close(values(&evaluation.metrics), [f64::NAN, f64::NAN, f64::NAN, sd, 0.5, 0.5, 0.5]);
+    assert_close(values(&evaluation.metrics), [f64::NAN, f64::NAN, f64::NAN, sd, f64::NAN, 0.5, 0.5, 0.5]);
     for key in ["flip_rate_question", "flip_rate_pair_low", "margin_difference"] {
         assert_eq!(results.json["results"][key], Value::Null, "{key}");
     }
     assert_eq!(results.json["results"]["n_questions_with_paraphrases"], 0);
-    let rows = compare(&results, &results, 10, 0).expect("compared");
-    assert!(rows[..3].iter().all(|row| row.n == 0 && row.first.is_nan() && row.p_value.is_nan()));
-    assert_eq!((rows[3].n, rows[3].first, rows[3].p_value), (4, 0.5, 1.0));
 }
 
 #[test]

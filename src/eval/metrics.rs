@@ -10,8 +10,16 @@ use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
 
 /// Names of the metrics with an interval, in the order of tables. The same in every file, table and tag.
-pub const METRICS: [&str; 7] =
-    ["flip_rate_question", "flip_rate_pair", "margin_difference", "margin_sd", "accuracy", "accuracy_all", "yes_rate"];
+pub const METRICS: [&str; 8] = [
+    "flip_rate_question",
+    "flip_rate_pair",
+    "margin_difference",
+    "margin_sd",
+    "margin_difference_scaled",
+    "accuracy",
+    "accuracy_all",
+    "yes_rate",
+];
 
 /// A value with its bootstrap standard error and 95 % interval; NaN where undefined.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,19 +49,19 @@ pub struct MetricSet {
 
 /// Sums over questions.
 #[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    counts: AnswerCounts,
+pub(super) struct Tally {
+    pub(super) counts: AnswerCounts,
     /// Questions that have a paraphrase, and so can flip.
-    can_flip: u64,
+    pub(super) can_flip: u64,
     /// Σ|m_k − m_0| over pairs.
-    margin_differences: f64,
+    pub(super) margin_differences: f64,
     /// Σ(m_0 − c) and Σ(m_0 − c)², c being the mean over all questions, so that the variance does not cancel.
     centred: f64,
-    centred_squares: f64,
+    pub(super) centred_squares: f64,
 }
 
 impl Tally {
-    fn of(group: &[&Sample], centre: f64) -> Self {
+    pub(super) fn of(group: &[&Sample], centre: f64) -> Self {
         let margins: Vec<f64> = group.iter().map(|sample| sample.margin).collect();
         let Some((&original, paraphrases)) = margins.split_first() else { return Self::default() };
         let centred = original - centre;
@@ -66,7 +74,7 @@ impl Tally {
         }
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.counts += other.counts;
         self.can_flip += other.can_flip;
         self.margin_differences += other.margin_differences;
@@ -75,21 +83,30 @@ impl Tally {
     }
 
     /// In the order of [`METRICS`].
-    fn values(&self) -> [f64; METRICS.len()] {
+    pub(super) fn values(&self) -> [f64; METRICS.len()] {
         let counts = &self.counts;
         let share = |part: u64, whole: u64| if whole == 0 { f64::NAN } else { part as f64 / whole as f64 };
         let n = counts.questions as f64;
         let variance = (self.centred_squares - self.centred * self.centred / n) / (n - 1.0);
+        let sd = if counts.questions < 2 { f64::NAN } else { variance.max(0.0).sqrt() };
+        let difference = if counts.pairs == 0 { f64::NAN } else { self.margin_differences / counts.pairs as f64 };
         [
             share(counts.flipped_questions, self.can_flip),
             share(counts.flipped_pairs, counts.pairs),
-            if counts.pairs == 0 { f64::NAN } else { self.margin_differences / counts.pairs as f64 },
-            if counts.questions < 2 { f64::NAN } else { variance.max(0.0).sqrt() },
+            difference,
+            sd,
+            // Without spread there is no scale to measure by.
+            if sd > 0.0 { difference / sd } else { f64::NAN },
             share(counts.right_originals, counts.questions),
             share(counts.right, counts.phrasings),
             share(counts.yes, counts.questions),
         ]
     }
+}
+
+/// Mean margin of originals; 0 of none.
+pub(super) fn centre<'a>(originals: impl Iterator<Item = &'a Sample> + Clone) -> f64 {
+    originals.clone().map(|sample| sample.margin).sum::<f64>() / originals.count().max(1) as f64
 }
 
 impl MetricSet {
@@ -100,8 +117,7 @@ impl MetricSet {
     }
 
     fn of_views(groups: &[Vec<&Sample>], resamples: usize, seed: u64) -> Self {
-        let originals = || groups.iter().filter_map(|group| group.first());
-        let centre = originals().map(|sample| sample.margin).sum::<f64>() / originals().count().max(1) as f64;
+        let centre = centre(groups.iter().filter_map(|group| group.first().copied()));
         let mut places: HashMap<&str, usize> = HashMap::new();
         let mut clusters: Vec<Tally> = Vec::new();
         let mut total = Tally::default();
@@ -126,6 +142,11 @@ impl MetricSet {
             Estimate { value: values[metric], stderr, low, high }
         });
         Self { estimates, counts: total.counts, can_flip: total.can_flip, clusters: clusters.len() }
+    }
+
+    /// Units that a metric of [`METRICS`] is over.
+    pub fn units(&self, name: &str) -> u64 {
+        units(name, &self.counts, self.can_flip)
     }
 
     /// The estimate of a metric of [`METRICS`].
@@ -155,6 +176,16 @@ impl MetricSet {
             map.insert(name.to_owned(), count.into());
         }
         map
+    }
+}
+
+/// Questions, pairs or phrasings that a metric is over.
+pub(super) fn units(metric: &str, counts: &AnswerCounts, can_flip: u64) -> u64 {
+    match metric {
+        "flip_rate_question" => can_flip,
+        "flip_rate_pair" | "margin_difference" | "margin_difference_scaled" => counts.pairs,
+        "accuracy_all" => counts.phrasings,
+        _ => counts.questions,
     }
 }
 

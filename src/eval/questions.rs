@@ -1,6 +1,6 @@
 //! From prompt groups as text to questions as token ids: what evaluation and training both start from.
 
-use super::Question;
+use super::{Origin, Question};
 use crate::Result;
 use crate::data::GroupFile;
 use crate::text::{AnswerIds, ImageTokens, PromptTemplate, Tokenizer};
@@ -32,6 +32,11 @@ pub fn questions(
             phenomena,
             finding: group.meta.finding.clone(),
             cluster: group.cluster_id(),
+            origin: Origin {
+                patient: group.meta.patient.clone(),
+                image: group.image.clone(),
+                report: group.meta.report.clone(),
+            },
         })
     };
     file.groups.iter().take(limit.unwrap_or(usize::MAX)).map(question).collect()

@@ -1,6 +1,7 @@
 //! `results.json`: metrics with their intervals, breakdowns, and everything needed to know what they belong to.
 
 use super::Error;
+use super::control::BatchingControl;
 use super::evaluate::Evaluation;
 use super::samples::{self, Header, Sample};
 use crate::error::Result;
@@ -46,13 +47,34 @@ pub(super) fn write(folder: &Path, evaluation: &Evaluation, header: &Header, con
         "embed_scale": header.embed_scale,
         "share_prefix": header.share_prefix,
         "answer_ids": { "yes": header.yes, "no": header.no },
+        "pool": header.pool,
+        "answer_spellings": { "yes": header.yes_spellings, "no": header.no_spellings },
         "unit": header.unit,
         "environment": environment(),
     });
-    let path = folder.join(RESULTS);
-    let mut text = serde_json::to_vec_pretty(&value).map_err(|error| crate::Error::io("write", &path, error.into()))?;
+    write_json(&folder.join(RESULTS), &value)
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| crate::Error::io("write", path, error.into()))?;
     text.push(b'\n');
-    Ok(write_atomically(&path, &text)?)
+    Ok(write_atomically(path, &text)?)
+}
+
+/// Adds what a control found to the `results.json` in `folder`, as `controls.batching`.
+///
+/// # Errors
+/// A result file that cannot be read or written.
+pub fn record_batching(folder: &Path, control: &BatchingControl) -> Result<()> {
+    let path = folder.join(RESULTS);
+    let text = fs::read(&path).map_err(|source| crate::Error::io("read", &path, source))?;
+    let problem = |error: serde_json::Error| Error::NotResults {
+        path: path.display().to_string(),
+        problem: format!("expected one JSON object: {error}"),
+    };
+    let mut value: Map<String, Value> = serde_json::from_slice(&text).map_err(problem)?;
+    value.insert("controls".into(), json!({ "batching": control }));
+    write_json(&path, &Value::Object(value))
 }
 
 /// A finished evaluation, read back.

@@ -5,6 +5,7 @@
 use super::Error;
 use crate::digest::sha256;
 use crate::error::Result;
+use crate::objective::Pool;
 use crate::train::{EngineGroup, says_yes};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -22,6 +23,22 @@ pub struct Question {
     pub finding: Option<String>,
     /// Patient, image or report that questions share: the unit of resampling.
     pub cluster: String,
+    /// Where the question comes from, for other units.
+    pub origin: Origin,
+}
+
+/// What questions may share; absent where unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Patient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patient: Option<String>,
+    /// Image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<String>,
 }
 
 /// What an evaluation's margins depend on. All of it must be equal for an evaluation to go on.
@@ -49,6 +66,15 @@ pub struct Header {
     /// Token id of no.
     #[serde(default)]
     pub no: u32,
+    /// How an answer's spellings become one logit.
+    #[serde(default)]
+    pub pool: Pool,
+    /// Token ids of yes's other spellings, where they are pooled.
+    #[serde(default)]
+    pub yes_spellings: Vec<u32>,
+    /// Of no's.
+    #[serde(default)]
+    pub no_spellings: Vec<u32>,
     /// What decides the bits beyond that: device and unit.
     pub unit: String,
     /// Version of unflip.
@@ -56,17 +82,32 @@ pub struct Header {
 }
 
 impl Header {
-    fn first_difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
-        let (stored, given) = (self.entries(), other.entries());
-        let different = stored.into_iter().zip(given).find(|((_, stored), (_, given))| stored != given);
-        different.map(|((key, stored), (_, given))| (key, stored, given))
+    /// (name, here, there) of every field that differs.
+    pub fn differences(&self, other: &Self) -> Vec<(&'static str, String, String)> {
+        let fields = self.entries().into_iter().zip(other.entries());
+        let different = fields.filter(|((_, here), (_, there))| here != there);
+        different.map(|((key, here), (_, there))| (key, here, there)).collect()
     }
 
     /// Every field by the name that an error gives it.
-    fn entries(&self) -> [(&'static str, String); 11] {
+    fn entries(&self) -> [(&'static str, String); 14] {
         // Without `..`, so that a new field cannot be forgotten here.
-        let Self { model, adapter, data, template, precision, embed_scale, share_prefix, yes, no, unit, version } =
-            self;
+        let Self {
+            model,
+            adapter,
+            data,
+            template,
+            precision,
+            embed_scale,
+            share_prefix,
+            yes,
+            no,
+            pool,
+            yes_spellings,
+            no_spellings,
+            unit,
+            version,
+        } = self;
         let or_none = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
         [
             ("model", or_none(model)),
@@ -78,6 +119,9 @@ impl Header {
             ("prefix sharing", share_prefix.to_string()),
             ("yes token", yes.to_string()),
             ("no token", no.to_string()),
+            ("pool", pool.name().to_owned()),
+            ("spellings of yes", format!("{yes_spellings:?}")),
+            ("spellings of no", format!("{no_spellings:?}")),
             ("unit", or_none(unit)),
             ("version", or_none(version)),
         ]
@@ -97,6 +141,9 @@ pub struct Sample {
     pub finding: Option<String>,
     /// Unit of resampling.
     pub cluster: String,
+    /// Other units.
+    #[serde(flatten)]
+    pub origin: Origin,
     /// z_yes − z_no.
     pub margin: f64,
     /// `yes` iff the margin is above 0, else `no`.
@@ -131,6 +178,7 @@ impl Sample {
                 phenomenon: question.phenomena.get(index).cloned().flatten().filter(|_| index > 0),
                 finding: question.finding.clone(),
                 cluster: question.cluster.clone(),
+                origin: question.origin.clone(),
                 margin,
                 answer: word(says_yes(margin)),
                 truth: word(group.answer_yes),
@@ -177,7 +225,9 @@ impl SampleFile {
             return Err(not_samples(path, "it does not begin with an evaluation's header").into());
         }
         let (stored, groups, length) = parse(path, &text[..whole])?;
-        if let Some((key, stored, given)) = stored.as_ref().and_then(|stored| stored.first_difference(header)) {
+        if let Some((key, stored, given)) =
+            stored.as_ref().and_then(|stored| stored.differences(header).into_iter().next())
+        {
             let path = path.display().to_string();
             return Err(Error::OtherEvaluation { path, key: key.into(), stored, given }.into());
         }

@@ -3,7 +3,7 @@
 use super::forward::{DropoutStep, Entry, ForwardRequest, OutputRows};
 use super::{Adapter, EmbedScale, SitePlan, TextModel};
 use crate::batch::{GroupName, PackOptions, PackedBatch, TokenGroup};
-use crate::objective::{GroupLogits, GroupLoss, Objective};
+use crate::objective::{GroupLogits, GroupLoss, Objective, Pooling, Spellings};
 use crate::ops::answer_head::HeadColumns;
 use crate::ops::{Device, TrainDevice};
 use crate::tape::{Columns, Tape, Var};
@@ -42,6 +42,8 @@ pub struct Engine<D: Device> {
     pub adapter: Option<Adapter<D>>,
     /// Whether the phrasings of a group share their prefix.
     pub share_prefix: bool,
+    /// How the spellings of an answer become one logit.
+    pub pooling: Pooling,
     /// Stored hidden states below the lowest adapted layer.
     pub trunk: Option<TrunkCache>,
 }
@@ -58,7 +60,7 @@ impl<D: Device> Engine<D> {
         layers: Option<usize>,
     ) -> crate::Result<Self> {
         let model = TextModel::load(&device, checkpoint, embed_scale, layers)?;
-        Ok(Self { device, model, adapter: None, share_prefix: true, trunk: None })
+        Ok(Self { device, model, adapter: None, share_prefix: true, pooling: Pooling::default(), trunk: None })
     }
 
     /// Packs groups for this model; `first_ordinal` is the first group's place in the optimiser step.
@@ -77,7 +79,8 @@ impl<D: Device> Engine<D> {
         PackedBatch::check(groups, &self.pack_options(0))?;
         let vocab_size = self.model.config.vocab_size;
         for (index, target) in targets.iter().enumerate() {
-            if let Some(id) = [target.yes, target.no].into_iter().find(|&id| id as usize >= vocab_size) {
+            let ids = self.answer_ids(std::slice::from_ref(target));
+            if let Some(id) = ids.into_iter().find(|&id| id as usize >= vocab_size) {
                 let group = GroupName::Index(index);
                 return Err(crate::batch::Error::UnknownAnswer { group, id, vocab_size }.into());
             }
@@ -113,12 +116,12 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// See [`TextModel::forward`].
     pub fn margins(&self, batch: &PackedBatch, targets: &[Target]) -> crate::Result<Vec<Vec<f64>>> {
-        let ids = answer_ids(targets);
+        let ids = self.answer_ids(targets);
         let logits = self.answer_logits(batch, &Columns::Ids(ids.clone()))?;
+        let spellings: Vec<_> = targets.iter().map(|target| self.spellings(target, |id| column(&ids, id))).collect();
         let mut margins = vec![Vec::new(); batch.groups];
         for (phrasing, row) in batch.phrasings.iter().zip(logits) {
-            let target = &targets[phrasing.group];
-            margins[phrasing.group].push(row[column(&ids, target.yes)] - row[column(&ids, target.no)]);
+            margins[phrasing.group].push(spellings[phrasing.group].margin(&row));
         }
         Ok(margins)
     }
@@ -133,11 +136,66 @@ impl<D: Device> Engine<D> {
         targets: &[Target],
         objective: &Objective,
     ) -> crate::Result<Vec<GroupLoss>> {
-        let columns = loss_columns(targets, objective);
+        let columns = self.loss_columns(targets, objective);
         let (tape, logits) = self.answers(batch, &columns, false, None, &SitePlan::default())?;
         let width = self.device.shape(tape.value(logits)).1;
         let values = self.device.download(tape.value(logits));
-        Ok(group_losses(batch, targets, objective, &columns, &values, width))
+        Ok(self.group_losses(batch, targets, objective, &columns, &values, width))
+    }
+
+    /// Columns of the head that a loss reads.
+    fn loss_columns(&self, targets: &[Target], objective: &Objective) -> Columns {
+        if objective.needs_full_vocabulary() { Columns::Full } else { Columns::Ids(self.answer_ids(targets)) }
+    }
+
+    /// Losses of the groups whose answer rows of `width` logits are `values`, in batch order.
+    fn group_losses(
+        &self,
+        batch: &PackedBatch,
+        targets: &[Target],
+        objective: &Objective,
+        columns: &Columns,
+        values: &[f64],
+        width: usize,
+    ) -> Vec<GroupLoss> {
+        let place = |id: u32| match columns {
+            Columns::Full => id as usize,
+            Columns::Ids(ids) => column(ids, id),
+        };
+        let mut row = 0;
+        let of = |(group, target): (usize, &Target)| {
+            let count = batch.phrasings.iter().filter(|phrasing| phrasing.group == group).count();
+            let logits = &values[row * width..(row + count) * width];
+            row += count;
+            let logits = GroupLogits {
+                logits,
+                columns: width,
+                yes: place(target.yes),
+                no: place(target.no),
+                answer_yes: target.answer_yes,
+            };
+            objective.evaluate_pooled(&logits, &self.spellings(target, place))
+        };
+        targets.iter().enumerate().map(of).collect()
+    }
+
+    /// Ids of every spelling of the targets' answers, ascending, each once.
+    fn answer_ids(&self, targets: &[Target]) -> Vec<u32> {
+        let of = |target: &Target| [self.pooling.yes_ids(target.yes), self.pooling.no_ids(target.no)].concat();
+        let mut ids: Vec<u32> = targets.iter().flat_map(of).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// Spellings of a target's answers in rows where `place` says the column of an id.
+    pub fn spellings(&self, target: &Target, place: impl Fn(u32) -> usize) -> Spellings {
+        let columns = |ids: Vec<u32>| ids.into_iter().map(&place).collect();
+        Spellings {
+            pool: self.pooling.pool,
+            yes: columns(self.pooling.yes_ids(target.yes)),
+            no: columns(self.pooling.no_ids(target.no)),
+        }
     }
 
     fn answers<'a>(
@@ -233,13 +291,13 @@ impl<D: TrainDevice> Engine<D> {
         dropout: Option<DropoutStep>,
     ) -> crate::Result<Leaf<D::Buf>> {
         let adapter = self.adapter.as_ref().expect("training attaches an adapter first");
-        let columns = loss_columns(targets, objective);
+        let columns = self.loss_columns(targets, objective);
         let sites = SitePlan::default();
         let (tape, logits) = self.answers(batch, &columns, true, dropout, &sites)?;
         let (rows, width) = self.device.shape(tape.value(logits));
         let values = self.device.download(tape.value(logits));
 
-        let losses = group_losses(batch, targets, objective, &columns, &values, width);
+        let losses = self.group_losses(batch, targets, objective, &columns, &values, width);
         let seed: Vec<f32> = losses.iter().flat_map(|loss| &loss.dlogits).map(|&value| value as f32).collect();
         let mut gradient = self.device.zeros(1, adapter.layout.len());
         tape.backward(logits, self.device.upload(rows, width, &seed), Some(&mut gradient));
@@ -266,15 +324,17 @@ impl<D: TrainDevice> Engine<D> {
             sites: plan,
         };
         let mut forward = self.model.forward(&self.device, batch, request)?;
-        let ids = answer_ids(targets);
+        let ids = self.answer_ids(targets);
         let columns = Columns::Ids(ids.clone());
         let logits = forward.tape.answer_head(forward.hidden, &self.model.final_norm, &self.model.head, &columns);
-        let mut seed = vec![0.0f32; batch.phrasings.len() * ids.len()];
-        for (row, phrasing) in seed.chunks_mut(ids.len()).zip(&batch.phrasings) {
-            let target = &targets[phrasing.group];
-            row[column(&ids, target.yes)] = 1.0;
-            row[column(&ids, target.no)] = -1.0;
+        let values = self.device.download(forward.tape.value(logits));
+        let mut seed = vec![0.0; values.len()];
+        for ((values, seed), phrasing) in values.chunks(ids.len()).zip(seed.chunks_mut(ids.len())).zip(&batch.phrasings)
+        {
+            let spellings = self.spellings(&targets[phrasing.group], |id| column(&ids, id));
+            spellings.add_margin_gradient(values, 1.0, seed);
         }
+        let seed: Vec<f32> = seed.into_iter().map(|value| value as f32).collect();
         let seed = self.device.upload(batch.phrasings.len(), ids.len(), &seed);
         let gradients = forward.tape.backward(logits, seed, None);
         Ok(forward
@@ -283,47 +343,6 @@ impl<D: TrainDevice> Engine<D> {
             .filter_map(|(&site, &leaf)| Some((site, self.device.duplicate(gradients.get(leaf)?))))
             .collect())
     }
-}
-
-/// Columns of the head that a loss reads.
-fn loss_columns(targets: &[Target], objective: &Objective) -> Columns {
-    if objective.needs_full_vocabulary() { Columns::Full } else { Columns::Ids(answer_ids(targets)) }
-}
-
-/// Losses of the groups whose answer rows of `width` logits are `values`, in batch order.
-fn group_losses(
-    batch: &PackedBatch,
-    targets: &[Target],
-    objective: &Objective,
-    columns: &Columns,
-    values: &[f64],
-    width: usize,
-) -> Vec<GroupLoss> {
-    let place = |id: u32| match columns {
-        Columns::Full => id as usize,
-        Columns::Ids(ids) => column(ids, id),
-    };
-    let mut row = 0;
-    let of = |(group, target): (usize, &Target)| {
-        let count = batch.phrasings.iter().filter(|phrasing| phrasing.group == group).count();
-        let logits = &values[row * width..(row + count) * width];
-        row += count;
-        objective.evaluate(&GroupLogits {
-            logits,
-            columns: width,
-            yes: place(target.yes),
-            no: place(target.no),
-            answer_yes: target.answer_yes,
-        })
-    };
-    targets.iter().enumerate().map(of).collect()
-}
-
-fn answer_ids(targets: &[Target]) -> Vec<u32> {
-    let mut ids: Vec<u32> = targets.iter().flat_map(|target| [target.yes, target.no]).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids
 }
 
 fn column(ids: &[u32], id: u32) -> usize {

@@ -76,6 +76,12 @@ pub enum Error {
         /// As given.
         rank: usize,
     },
+    /// An adapter without effect.
+    #[error("the adapter changes none of {logits} logits")]
+    NoEffect {
+        /// Logits compared.
+        logits: usize,
+    },
     /// A prompt and new tokens beyond the model's positions.
     #[error("a prompt of {prompt} tokens and {count} new ones were asked for, the model has {positions} positions")]
     TooManyTokens {
@@ -132,6 +138,10 @@ impl Error {
             Self::WriteWithoutBackward { .. } => "declare the write additive, or ask for gradients above it only".into(),
             Self::EmptyAdapter { .. } => "set layers, e.g. `all` or `8-11`, and modules, e.g. `q,k,v,o,gate,up,down`".into(),
             Self::Rank { .. } => "the paper uses rank 16".into(),
+            Self::NoEffect { .. } => {
+                "it was never trained if its B are 0 (`unflip inspect --adapter ADAPTER` shows their norms); train it, or choose another checkpoint"
+                    .into()
+            }
             Self::TooManyTokens { .. } => "ask for fewer tokens, or shorten the prompt".into(),
             Self::CacheFull { .. } => "make a cache with more room".into(),
             Self::CacheWithoutBackward => "run the whole sequence without a cache".into(),

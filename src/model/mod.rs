@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod adapter;
+mod effect;
 mod engine;
 mod error;
 mod forward;
@@ -17,6 +18,7 @@ mod weights;
 
 pub use crate::ops::lora_linear::LoraSlot;
 pub use adapter::Adapter;
+pub use effect::AdapterEffect;
 pub use engine::{AnswerColumns, Engine, Leaf, Target};
 pub use error::Error;
 pub use forward::{DropoutStep, Entry, Forward, ForwardRequest, OutputRows};

@@ -1,6 +1,6 @@
 //! Consistency and accuracy losses on the answer logits, with closed-form gradients (docs/numerics.md). All sums are f64.
 //!
-//! Margin m = z_yes − z_no, p = σ(m). Every loss is a mean over the pairs or the phrasings of one group; the mean over groups is the
+//! Margin m = z_yes − z_no, p = σ(m), each z one token's logit or that of several spellings pooled. Every loss is a mean over the pairs or the phrasings of one group; the mean over groups is the
 //! trainer's. The mean over no pairs is 0: a group of one phrasing has a loss only under `ce-binary`, `ce-full` and their kind.
 
 #![forbid(unsafe_code)]
@@ -12,7 +12,7 @@ mod terms;
 mod tests;
 
 pub use error::Error;
-pub use pool::Pool;
+pub use pool::{POOLS, Pool, Pooling, Spellings};
 
 use serde::{Deserialize, Serialize};
 

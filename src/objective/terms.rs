@@ -1,14 +1,28 @@
 //! The terms of the losses and their derivatives. Two-way terms go through margins; full ones through softmax over the row.
 
-use super::{Accuracy, Consistency, GroupLogits, GroupLoss, Objective, Pairs};
+use super::pool::Pooled;
+use super::{Accuracy, Consistency, GroupLogits, GroupLoss, Objective, Pairs, Spellings};
 
 impl Objective {
     /// Loss of one group and its gradient in every logit. Logits that are not finite make a loss that is not finite.
     pub fn evaluate(&self, group: &GroupLogits<'_>) -> GroupLoss {
+        self.evaluate_pooled(group, &Spellings::single(group.yes, group.no))
+    }
+
+    /// [`Self::evaluate`] with the answers' spellings pooled; they stand for the group's own two columns. The cross-entropy over the
+    /// vocabulary is then that of the pooled logit: −log of the spellings' summed probability under `logsumexp`.
+    pub fn evaluate_pooled(&self, group: &GroupLogits<'_>, spellings: &Spellings) -> GroupLoss {
         let rows: Vec<&[f64]> = group.logits.chunks_exact(group.columns).collect();
-        let margins: Vec<f64> = rows.iter().map(|row| row[group.yes] - row[group.no]).collect();
+        let answers: Vec<[Pooled; 2]> = rows.iter().map(|row| spellings.of(row)).collect();
+        let margins: Vec<f64> = answers.iter().map(|[yes, no]| yes.logit - no.logit).collect();
         let pairs = pairs(rows.len(), self.pairs);
-        let mut sum = Sum { group, dmargins: vec![0.0; rows.len()], dlogits: vec![0.0; group.logits.len()] };
+        let mut sum = Sum {
+            group,
+            spellings,
+            answers: &answers,
+            dmargins: vec![0.0; rows.len()],
+            dlogits: vec![0.0; group.logits.len()],
+        };
         // A row's softmax serves all of its pairs and its cross-entropy.
         let full =
             if self.needs_full_vocabulary() { rows.iter().map(|row| softmax(row)).collect() } else { Vec::new() };
@@ -43,7 +57,7 @@ impl Objective {
                     * match part {
                         Accuracy::CeBinary => sum.ce_binary(margins[k], k, weight * share),
                         Accuracy::CeFull if full.is_empty() => 0.0,
-                        Accuracy::CeFull => sum.ce_full(rows[k], &full[k], k, weight * share),
+                        Accuracy::CeFull => sum.ce_full(&full[k], k, weight * share),
                     };
             }
             if weight > 0.0 {
@@ -65,6 +79,9 @@ fn pairs(phrasings: usize, pairs: Pairs) -> Vec<(usize, usize)> {
 /// Gradients so far: each term adds its own times a factor and returns its value.
 struct Sum<'a> {
     group: &'a GroupLogits<'a>,
+    spellings: &'a Spellings,
+    /// Yes and no of each row.
+    answers: &'a [[Pooled; 2]],
     dmargins: Vec<f64>,
     dlogits: Vec<f64>,
 }
@@ -124,25 +141,34 @@ impl Sum<'_> {
         softplus(sign * m)
     }
 
-    /// −log softmax(z)[answer]; ∂/∂z = p − [answer].
-    fn ce_full(&mut self, z: &[f64], (p, lse): &(Vec<f64>, f64), k: usize, factor: f64) -> f64 {
-        let answer = if self.group.answer_yes { self.group.yes } else { self.group.no };
+    /// −log softmax(z)[answer]; ∂/∂z = p − [answer], or less the pool's gradient.
+    fn ce_full(&mut self, (p, lse): &(Vec<f64>, f64), k: usize, factor: f64) -> f64 {
+        let (columns, answer) = match self.group.answer_yes {
+            true => (&self.spellings.yes, &self.answers[k][0]),
+            false => (&self.spellings.no, &self.answers[k][1]),
+        };
         if factor > 0.0 {
-            let columns = self.group.columns;
-            let dz = &mut self.dlogits[k * columns..(k + 1) * columns];
+            let width = self.group.columns;
+            let dz = &mut self.dlogits[k * width..(k + 1) * width];
             for (d, p) in dz.iter_mut().zip(p) {
                 *d += factor * p;
             }
-            dz[answer] -= factor;
+            for (&column, share) in columns.iter().zip(&answer.gradient) {
+                dz[column] -= factor * share;
+            }
         }
-        lse - z[answer]
+        lse - answer.logit
     }
 
     /// Hands the margins' gradients on to their logits.
     fn finish(mut self) -> Vec<f64> {
-        for (row, d) in self.dlogits.chunks_exact_mut(self.group.columns).zip(self.dmargins) {
-            row[self.group.yes] += d;
-            row[self.group.no] -= d;
+        let rows = self.dlogits.chunks_exact_mut(self.group.columns).zip(self.answers).zip(self.dmargins);
+        for ((row, [yes, no]), d) in rows {
+            for (columns, pooled, d) in [(&self.spellings.yes, yes, d), (&self.spellings.no, no, -d)] {
+                for (&column, share) in columns.iter().zip(&pooled.gradient) {
+                    row[column] += d * share;
+                }
+            }
         }
         self.dlogits
     }

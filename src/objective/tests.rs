@@ -186,6 +186,101 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn pooled_gradients_equal_finite_differences(
+        logits in (1usize..4).prop_flat_map(|phrasings| prop::collection::vec(-4.0f64..4.0, 6 * phrasings)),
+        answer_yes: bool,
+    ) {
+        let step = 1e-5;
+        for pool in [Pool::Single, Pool::Max, Pool::Logsumexp] {
+            let spellings = Spellings { pool, yes: vec![4, 0, 2], no: vec![1, 5] };
+            // The largest spelling must stay the largest while a logit moves.
+            let tied = |row: &[f64], columns: &[usize]| {
+                let mut values: Vec<f64> = columns.iter().map(|&column| row[column]).collect();
+                values.sort_by(f64::total_cmp);
+                values[values.len() - 1] - values[values.len() - 2] < 4.0 * step
+            };
+            if logits.chunks(6).any(|row| tied(row, &spellings.yes) || tied(row, &spellings.no)) {
+                continue;
+            }
+            let evaluate = |objective: &Objective, logits: &[f64]| {
+                let group = GroupLogits { logits, columns: 6, yes: 4, no: 1, answer_yes };
+                objective.evaluate_pooled(&group, &spellings)
+            };
+            for (name, objective) in objectives() {
+                let found = evaluate(&objective, &logits);
+                for v in 0..logits.len() {
+                    let at = |offset: f64| {
+                        let mut moved = logits.clone();
+                        moved[v] += offset;
+                        evaluate(&objective, &moved).loss
+                    };
+                    let expected = (at(step) - at(-step)) / (2.0 * step);
+                    prop_assert!(
+                        (found.dlogits[v] - expected).abs() <= 1e-7 * (1.0 + found.loss.abs()),
+                        "{} {:?}: d[{}] is {}, finite difference {}", name, pool, v, found.dlogits[v], expected
+                    );
+                }
+                for (row, margin) in logits.chunks(6).zip(&found.margins) {
+                    let mut gradient = vec![0.0; 6];
+                    spellings.add_margin_gradient(row, 2.0, &mut gradient);
+                    prop_assert_eq!(*margin, spellings.margin(row));
+                    prop_assert!((gradient.iter().map(|g| g.abs()).sum::<f64>() - 4.0).abs() < 1e-12);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pool_of_one_spelling_is_no_pool() {
+    let logits = [0.3, 1.1, -0.4, 0.9, 0.2, -2.0, 1.3, -0.1, 0.0, 0.5, 0.1, 2.0];
+    for (name, objective) in objectives() {
+        let plain = objective.evaluate(&group(&logits, 4, true));
+        for pool in [Pool::Max, Pool::Logsumexp] {
+            let one = Spellings { pool, ..Spellings::single(1, 3) };
+            let found = objective.evaluate_pooled(&group(&logits, 4, true), &one);
+            for (found, plain) in found.dlogits.iter().zip(&plain.dlogits) {
+                assert!((found - plain).abs() < 1e-15, "{name} {pool:?}");
+            }
+            assert!((found.loss - plain.loss).abs() < 1e-14, "{name} {pool:?}");
+        }
+    }
+}
+
+#[test]
+fn the_pooled_cross_entropy_is_that_of_the_spellings_summed_probability() {
+    let logits = [0.3, 1.1, -0.4, 0.9, 0.2];
+    let p = softmax(&logits);
+    let spellings = Spellings { pool: Pool::Logsumexp, yes: vec![1, 3], no: vec![0, 4] };
+    let value = |loss: &str, answer_yes: bool| {
+        let objective = Objective::new(loss, Pairs::Original, None).unwrap();
+        objective.evaluate_pooled(&group(&logits, 5, answer_yes), &spellings).loss
+    };
+    let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-14, "{found} for {expected}");
+    let (yes, no) = (p[1] + p[3], p[0] + p[4]);
+    close(value("ce-full", true), -yes.ln());
+    close(value("ce-full", false), -no.ln());
+    close(value("ce-binary", true), -(yes / (yes + no)).ln());
+}
+
+#[test]
+fn pools_are_known_by_name() {
+    for (name, pool) in POOLS.into_iter().zip([Pool::Single, Pool::Max, Pool::Logsumexp]) {
+        assert_eq!((name.parse(), pool.name()), (Ok(pool), name));
+        assert_eq!(serde_json::to_value(pool).unwrap(), name);
+    }
+    let error = "log-sum-exp".parse::<Pool>().unwrap_err();
+    assert_eq!(error.to_string(), "unknown pool `log-sum-exp`: expected one of single, max, logsumexp");
+    assert_eq!(error.hint().unwrap(), "did you mean `logsumexp`?");
+    let pooling = Pooling { pool: Pool::Max, yes: vec![3, 1], no: Vec::new() };
+    assert_eq!((pooling.yes_ids(1), pooling.no_ids(2)), (vec![1, 3], vec![2]));
+    assert_eq!(Pooling { pool: Pool::Single, ..pooling }.yes_ids(1), [1]);
+}
+
 #[test]
 fn one_phrasing_has_no_pairs() {
     let logits = [0.5, 2.0, -1.0];

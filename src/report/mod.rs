@@ -20,6 +20,21 @@ pub enum Cell {
     Number(f64, usize),
     /// A share of one, shown as a percentage with some decimals.
     Percent(f64, usize),
+    /// A share or a number with its 95 % interval: `26.0 % [20.0, 32.0]`; in JSON `x`, `x_low` and `x_high`.
+    Interval {
+        /// The value.
+        value: f64,
+        /// Its lower end.
+        low: f64,
+        /// Its upper end.
+        high: f64,
+        /// Decimals shown.
+        decimals: usize,
+        /// Whether they are shares of one, shown as percentages.
+        percent: bool,
+    },
+    /// Whether something holds: shown as the word or not at all, true or false in JSON.
+    Flag(bool, &'static str),
     /// Nothing: shown as `–`, null in JSON.
     Missing,
 }
@@ -37,17 +52,36 @@ impl Cell {
             Self::Integer(number) => number.to_string(),
             Self::Number(number, decimals) => finite(number, format!("{number:.decimals$}")),
             Self::Percent(share, decimals) => finite(share, format!("{:.decimals$} %", 100.0 * share)),
+            Self::Interval { value, low, high, decimals, percent } => {
+                let unit = if *percent { (100.0, " %") } else { (1.0, "") };
+                let number = |x: &f64| format!("{:.decimals$}", unit.0 * x);
+                let ends = if low.is_nan() { String::new() } else { format!(" [{}, {}]", number(low), number(high)) };
+                finite(value, format!("{}{}{ends}", number(value), unit.1))
+            }
+            Self::Flag(holds, word) => if *holds { *word } else { "" }.to_owned(),
             Self::Missing => "–".to_owned(),
         }
     }
 
-    fn json(&self) -> Value {
-        match self {
+    /// Whether it is aligned to the left.
+    fn is_text(&self) -> bool {
+        matches!(self, Self::Text(_) | Self::Flag(..))
+    }
+
+    /// Its entries of a record, under `name`.
+    fn json(&self, name: &str) -> Vec<(String, Value)> {
+        let value = match self {
             Self::Text(text) => Value::from(text.as_str()),
             Self::Integer(number) => Value::from(*number),
             Self::Number(number, _) | Self::Percent(number, _) => Value::from(*number),
+            Self::Interval { value, low, high, .. } => {
+                let entry = |end: &str, number: &f64| (format!("{name}{end}"), Value::from(*number));
+                return vec![entry("", value), entry("_low", low), entry("_high", high)];
+            }
+            Self::Flag(holds, _) => Value::from(*holds),
             Self::Missing => Value::Null,
-        }
+        };
+        vec![(name.to_owned(), value)]
     }
 }
 
@@ -74,7 +108,7 @@ impl Table {
     /// Whether a column holds no text, so that it is right-aligned.
     fn right_aligned(&self, column: usize) -> bool {
         let cells = || self.rows.iter().map(|row| &row[column]);
-        cells().all(|cell| !matches!(cell, Cell::Text(_))) && cells().any(|cell| *cell != Cell::Missing)
+        cells().all(|cell| !cell.is_text()) && cells().any(|cell| *cell != Cell::Missing)
     }
 
     /// Header and rows as text, and each column's width in characters and alignment.
@@ -120,7 +154,7 @@ impl Table {
     /// One object a row, unrounded.
     pub fn json(&self) -> Value {
         let record = |row: &Vec<Cell>| -> Map<String, Value> {
-            self.columns.iter().cloned().zip(row.iter().map(Cell::json)).collect()
+            self.columns.iter().zip(row).flat_map(|(name, cell)| cell.json(name)).collect()
         };
         Value::Array(self.rows.iter().map(|row| Value::Object(record(row))).collect())
     }
@@ -175,6 +209,16 @@ none              –      –    0
         assert_eq!(json[0]["|Δm|"], 2.0149);
         assert_eq!(json[1]["n"], Value::Null);
         assert_eq!(json[2]["flips"], Value::Null);
+        let mut table = Table::new(&["flips", "flip", "differences"]);
+        let interval = |value, low, percent| Cell::Interval { value, low, high: 0.375, decimals: 1, percent };
+        table.row(vec![interval(0.25, 0.125, true), Cell::Flag(true, "FLIP"), interval(0.25, f64::NAN, false)]);
+        let row = &table.json()[0];
+        assert_eq!(
+            (&row["flips"], &row["flips_low"], &row["flips_high"]),
+            (&0.25.into(), &0.125.into(), &0.375.into())
+        );
+        assert_eq!((&row["flip"], &row["differences_low"]), (&true.into(), &Value::Null));
+        assert!(table.plain().ends_with("25.0 % [12.5, 37.5]  FLIP          0.2\n"), "{}", table.plain());
         assert_eq!(Table::new(&["a"]).json(), Value::Array(Vec::new()));
         assert_eq!(Table::new(&["a"]).plain(), "a\n─\n");
     }

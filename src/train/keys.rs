@@ -4,7 +4,7 @@
 use super::Error;
 use super::settings::{Decay, Layers, Paraphrases, Settings};
 use super::validation::BestBy;
-use crate::objective::{ACCURACY, CONSISTENCY, LOSSES, Pairs};
+use crate::objective::{ACCURACY, CONSISTENCY, LOSSES, POOLS, Pairs};
 use crate::weights::Module;
 use toml::Value;
 
@@ -225,6 +225,8 @@ pub(super) const KEYS: &[Key] = &[
         set: |s, v| { s.objective.pairs = if v.one_of(&["original", "all"])? == "all" { Pairs::All } else { Pairs::Original }; Some(()) } },
     Key { name: "objective.lambda", expected: "a number at least 0, or inf", on_resume: Fixed,
         get: |s| s.objective.lambda.map(Value::Float), set: |s, v| { s.objective.lambda = Some(v.number().filter(|&x| x >= 0.0)?); Some(()) } },
+    Key { name: "objective.pool", expected: "single, max or logsumexp", on_resume: Fixed,
+        get: |s| string(s.objective.pool.name()), set: |s, v| { s.objective.pool = v.one_of(&POOLS)?.parse().ok()?; Some(()) } },
     Key { name: "objective.stop_on_collapse", expected: "true or false", on_resume: Free,
         get: |s| Some(Value::Boolean(s.objective.stop_on_collapse)), set: |s, v| { s.objective.stop_on_collapse = v.truth()?; Some(()) } },
 

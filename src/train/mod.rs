@@ -41,7 +41,7 @@ pub use gradient_tree::GradientTree;
 pub use keys::MODULES;
 pub use metrics::{StepMetrics, StepTiming};
 pub use model_engine::AdapterTrainer;
-pub use notes::{AdapterNotes, TemplateChoice, other_base, read_adapter_notes};
+pub use notes::{AdapterNotes, TemplateChoice, adapter_pool, other_base, read_adapter_notes};
 pub use preset::{PRESETS, Preset};
 pub use progress::ProgressBar;
 pub use run_dir::{RunDir, RunIdentity};

@@ -2,6 +2,7 @@
 //! data, settings) and a model card, `README.md`. Bytes are a function of the run alone: neither clock nor places.
 
 use crate::error::Result;
+use crate::objective::Pool;
 use crate::text::{AnswerStrings, PromptTemplate};
 use crate::weights::{Checkpoint, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -83,6 +84,7 @@ impl AdapterNotes {
         for (what, value) in [
             ("loss", loss),
             ("λ", setting("objective", "lambda")),
+            ("pool of spellings", setting("objective", "pool")),
             ("rank, α", format!("{}, {}", setting("adapter", "rank"), setting("adapter", "alpha"))),
             ("layers", setting("adapter", "layers")),
             ("learning rate", setting("optimizer", "lr")),
@@ -139,6 +141,15 @@ pub fn other_base(folder: &Path, checkpoint: &Checkpoint) -> Result<Option<Adapt
     let Some(notes) = read_adapter_notes(folder)? else { return Ok(None) };
     let other = !notes.base_model_fingerprint.is_empty() && notes.base_model_fingerprint != checkpoint.fingerprint()?;
     Ok(other.then_some(notes))
+}
+
+/// How the adapter in a folder was trained to pool the spellings of an answer; `None` where its notes do not say.
+///
+/// # Errors
+/// Notes that cannot be read.
+pub fn adapter_pool(folder: &Path) -> Result<Option<Pool>> {
+    let Some(notes) = read_adapter_notes(folder)? else { return Ok(None) };
+    Ok(notes.settings["objective"]["pool"].as_str().map(str::parse).transpose()?)
 }
 
 /// The pattern that prompts are written with: the one asked for, else the adapter's, else the default.
@@ -200,6 +211,7 @@ mod tests {
         {
             assert!(card.lines().any(|found| found == line), "{line} in {card}");
         }
+        assert_eq!(adapter_pool(folder.path()).expect("read"), Some(Pool::Single));
         std::fs::write(folder.path().join(NOTES), "{}").expect("written");
         let error = read_adapter_notes(folder.path()).expect_err("not notes");
         assert!(error.to_string().contains("unflip.json: expected an adapter's notes: "), "{error}");

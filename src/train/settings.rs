@@ -6,7 +6,7 @@ use super::engine::EngineGroup;
 use super::order::drawn_pairs;
 use super::preset::paper_layers;
 use super::validation::BestBy;
-use crate::objective::{self, Objective, Pairs};
+use crate::objective::{self, Objective, Pairs, Pool};
 use crate::weights::Module;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -174,6 +174,8 @@ pub struct ObjectiveSettings {
     pub pairs: Pairs,
     /// λ; by default [`objective::default_lambda`], or 1 between two parts.
     pub lambda: Option<f64>,
+    /// How an answer's spellings become one logit, in the loss and in margins.
+    pub pool: Pool,
     /// Stop when every recent answer is the same although the truths differ; otherwise warn.
     pub stop_on_collapse: bool,
 }
@@ -324,6 +326,7 @@ impl Default for Settings {
                 accuracy: None,
                 pairs: Pairs::Original,
                 lambda: None,
+                pool: Pool::Single,
                 stop_on_collapse: false,
             },
             optimizer: OptimizerSettings {
