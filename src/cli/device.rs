@@ -1,6 +1,6 @@
 //! `--device`, `--precision`, `--isa`, `--threads`: which back end serves, chosen once per command.
 
-use crate::cpu::{Cpu, Isa};
+use crate::cpu::{Cpu, Unit};
 use crate::ops::reference::{Precision, Reference};
 use crate::ops::{Error, TrainDevice};
 use crate::train::Settings;
@@ -37,7 +37,8 @@ pub struct DeviceArgs {
     /// Where products round
     #[arg(long, value_enum, default_value = "auto", help_heading = "Device")]
     pub precision: PrecisionName,
-    /// Instruction set of the CPU kernels: portable, avx2 or avx512 (default: the widest this CPU has)
+    /// Instruction set of the CPU kernels: portable, avx2 or avx512; with --precision bf16 also avx512bf16 or amx (default: the
+    /// fastest this CPU has)
     #[arg(long, value_name = "NAME", help_heading = "Device")]
     pub isa: Option<String>,
     /// Threads (default: all cores; results do not depend on it)
@@ -83,18 +84,9 @@ impl DeviceArgs {
         match (self.device, self.precision) {
             (DeviceName::Reference, PrecisionName::Bf16) => work.run(Reference::new(Precision::Bf16)),
             (DeviceName::Reference, _) => work.run(Reference::new(Precision::F32)),
-            (DeviceName::Cpu, PrecisionName::Bf16) => Err(Error::Unavailable {
-                message: "--precision bf16 is not available on the CPU back end of this version".into(),
-                hint: "use --precision f32, or --device reference --precision bf16 to see what bf16 rounding does"
-                    .into(),
-            }
-            .into()),
-            (DeviceName::Cpu, _) => {
-                let isa = match &self.isa {
-                    Some(name) => Isa::parse(name)?,
-                    None => Isa::best(),
-                };
-                work.run(Cpu::new(isa, self.threads)?)
+            (DeviceName::Cpu, precision) => {
+                let (unit, isa) = Unit::choose(precision == PrecisionName::Bf16, self.isa.as_deref())?;
+                work.run(Cpu::with_unit(unit, isa, self.threads)?)
             }
             (DeviceName::Cuda, _) => Err(Error::Unavailable {
                 message: "--device cuda is not available: this version has no CUDA kernels".into(),
