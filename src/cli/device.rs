@@ -76,17 +76,17 @@ impl DeviceArgs {
         }
     }
 
-    /// Makes the back end and runs `work` on it.
+    /// Makes the back end, runs `work` on it, and says on standard error what computed.
     ///
     /// # Errors
     /// A back end, precision or instruction set that this build or machine does not have.
     pub fn run<W: OnDevice>(&self, work: W) -> crate::Result<W::Output> {
         match (self.device, self.precision) {
-            (DeviceName::Reference, PrecisionName::Bf16) => work.run(Reference::new(Precision::Bf16)),
-            (DeviceName::Reference, _) => work.run(Reference::new(Precision::F32)),
+            (DeviceName::Reference, PrecisionName::Bf16) => compute(Reference::new(Precision::Bf16), work),
+            (DeviceName::Reference, _) => compute(Reference::new(Precision::F32), work),
             (DeviceName::Cpu, precision) => {
                 let (unit, isa) = Unit::choose(precision == PrecisionName::Bf16, self.isa.as_deref())?;
-                work.run(Cpu::with_unit(unit, isa, self.threads)?)
+                compute(Cpu::with_unit(unit, isa, self.threads)?, work)
             }
             (DeviceName::Cuda, _) => Err(Error::Unavailable {
                 message: "--device cuda is not available: this version has no CUDA kernels".into(),
@@ -95,4 +95,12 @@ impl DeviceArgs {
             .into()),
         }
     }
+}
+
+/// Runs `work` and names what it ran on, where it came to an end.
+fn compute<D: TrainDevice + 'static, W: OnDevice>(device: D, work: W) -> crate::Result<W::Output> {
+    let name = device.describe();
+    let output = work.run(device)?;
+    eprintln!("computed by {name}");
+    Ok(output)
 }
