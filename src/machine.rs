@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::cpu::Isa;
+use crate::cpu::{Isa, Unit};
 use serde::Serialize;
 use std::fs;
 
@@ -27,6 +27,8 @@ pub struct Machine {
     pub memory_available: Option<u64>,
     /// Instruction sets that the CPU back end can use here, narrowest first.
     pub instruction_sets: Vec<String>,
+    /// Units (f32, and those that multiply in bf16) that the CPU back end can use here, slowest first.
+    pub units: Vec<String>,
     /// The back end, precision and instruction set that serve by default.
     pub serves: String,
     /// CUDA sources embedded in this binary.
@@ -46,6 +48,7 @@ impl Machine {
             memory: meminfo("MemTotal:"),
             memory_available: meminfo("MemAvailable:"),
             instruction_sets: Isa::available().iter().map(ToString::to_string).collect(),
+            units: Unit::available().iter().map(ToString::to_string).collect(),
             serves: format!("cpu f32 {best}"),
             kernels: KERNELS.len(),
             kernels_sha256: KERNELS_SHA256,

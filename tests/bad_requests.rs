@@ -414,13 +414,16 @@ fn devices_that_are_not_there() {
             &format!("{verb} --device cuda"),
             "error: --device cuda is not available: this version has no CUDA kernels\nhint: use --device cpu",
         );
-        refuses(
-            &place,
-            USAGE,
-            &format!("{verb} --precision bf16"),
-            "error: --precision bf16 is not available on the CPU back end of this version\n\
-             hint: use --precision f32, or --device reference --precision bf16 to see what bf16 rounding does",
-        );
+        for isa in ["avx512bf16", "amx"] {
+            let run = place.unflip(&format!("{verb} --isa {isa}"));
+            assert_eq!(run.code, Some(USAGE));
+            let expected = format!(
+                "error: `{isa}` computes in bf16, expected an instruction set of f32 kernels\n\
+                 hint: add --precision bf16, or use --isa "
+            );
+            assert!(run.err.starts_with(&expected), "{}", run.err);
+        }
+        assert_eq!(place.unflip(&format!("{verb} --precision bf16 --isa sse9")).code, Some(USAGE));
         let run = place.unflip(&format!("{verb} --isa sse9"));
         assert_eq!(run.code, Some(USAGE));
         assert!(

@@ -1,6 +1,6 @@
 //! `--device`, `--precision`, `--isa`, `--threads`: which back end serves, chosen once per command.
 
-use crate::cpu::{Cpu, Isa};
+use crate::cpu::{Cpu, Unit};
 use crate::ops::reference::{Precision, Reference};
 use crate::ops::{Error, TrainDevice};
 use crate::train::Settings;
@@ -37,7 +37,8 @@ pub struct DeviceArgs {
     /// Where products round
     #[arg(long, value_enum, default_value = "auto", help_heading = "Device")]
     pub precision: PrecisionName,
-    /// Instruction set of the CPU kernels: portable, avx2 or avx512 (default: the widest this CPU has)
+    /// Instruction set of the CPU kernels: portable, avx2 or avx512; with --precision bf16 also avx512bf16 or amx (default: the
+    /// fastest this CPU has)
     #[arg(long, value_name = "NAME", help_heading = "Device")]
     pub isa: Option<String>,
     /// Threads (default: all cores; results do not depend on it)
@@ -75,26 +76,17 @@ impl DeviceArgs {
         }
     }
 
-    /// Makes the back end and runs `work` on it.
+    /// Makes the back end, runs `work` on it, and says on standard error what computed.
     ///
     /// # Errors
     /// A back end, precision or instruction set that this build or machine does not have.
     pub fn run<W: OnDevice>(&self, work: W) -> crate::Result<W::Output> {
         match (self.device, self.precision) {
-            (DeviceName::Reference, PrecisionName::Bf16) => work.run(Reference::new(Precision::Bf16)),
-            (DeviceName::Reference, _) => work.run(Reference::new(Precision::F32)),
-            (DeviceName::Cpu, PrecisionName::Bf16) => Err(Error::Unavailable {
-                message: "--precision bf16 is not available on the CPU back end of this version".into(),
-                hint: "use --precision f32, or --device reference --precision bf16 to see what bf16 rounding does"
-                    .into(),
-            }
-            .into()),
-            (DeviceName::Cpu, _) => {
-                let isa = match &self.isa {
-                    Some(name) => Isa::parse(name)?,
-                    None => Isa::best(),
-                };
-                work.run(Cpu::new(isa, self.threads)?)
+            (DeviceName::Reference, PrecisionName::Bf16) => compute(Reference::new(Precision::Bf16), work),
+            (DeviceName::Reference, _) => compute(Reference::new(Precision::F32), work),
+            (DeviceName::Cpu, precision) => {
+                let (unit, isa) = Unit::choose(precision == PrecisionName::Bf16, self.isa.as_deref())?;
+                compute(Cpu::with_unit(unit, isa, self.threads)?, work)
             }
             (DeviceName::Cuda, _) => Err(Error::Unavailable {
                 message: "--device cuda is not available: this version has no CUDA kernels".into(),
@@ -103,4 +95,12 @@ impl DeviceArgs {
             .into()),
         }
     }
+}
+
+/// Runs `work` and names what it ran on, where it came to an end.
+fn compute<D: TrainDevice + 'static, W: OnDevice>(device: D, work: W) -> crate::Result<W::Output> {
+    let name = device.describe();
+    let output = work.run(device)?;
+    eprintln!("computed by {name}");
+    Ok(output)
 }

@@ -33,6 +33,7 @@ impl Doctor {
         row(&mut table, "cores", &machine.cores.to_string());
         row(&mut table, "memory", &format!("{}, {} available", gib(machine.memory), gib(machine.memory_available)));
         row(&mut table, "instruction sets", &machine.instruction_sets.join(", "));
+        row(&mut table, "units", &machine.units.join(", "));
         row(&mut table, "serves by default", &machine.serves);
         row(&mut table, "CUDA", "no CUDA kernels in this version; the CPU back end serves everything");
         row(&mut table, "kernel sources", &format!("{} (sha256 {})", machine.kernels, &machine.kernels_sha256[..16]));

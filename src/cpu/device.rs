@@ -4,9 +4,12 @@
 //! itself ([`Cpu::install`]); a caller that runs many operations installs once around them.
 
 use super::buffers::{Block, Buffers};
-use super::gemm::Right;
+use super::gemm::bf16::Multiplier;
+use super::gemm::{Right, Segment, bf16};
 use super::isa::Isa;
+use super::rounding::{round_bf16, widen};
 use super::threads;
+use super::unit::Unit;
 use crate::ops::{Backend, Error};
 use crate::weights::{Dtype, TensorView};
 use rayon::prelude::*;
@@ -15,9 +18,9 @@ use std::sync::Arc;
 /// Elements below which a loop is not worth splitting: 16 KiB of f32.
 pub const GRAIN: usize = 4096;
 
-/// The CPU back end in f32.
+/// The CPU back end.
 pub struct Cpu {
-    isa: Isa,
+    by: Multiplier,
     pool: rayon::ThreadPool,
     buffers: Buffers,
 }
@@ -33,30 +36,81 @@ pub struct CpuBuf {
 pub struct CpuWeight {
     view: TensorView,
     vector: Arc<[f32]>,
+    /// Whether f32 values count as rounded to bf16.
+    rounds: bool,
 }
 
 impl Cpu {
-    /// A device of `threads` workers (`None`: the environment's number, else the cores there are).
+    /// A device of `threads` workers (`None`: the environment's number, else the cores there are), in f32.
     ///
     /// # Errors
     /// [`Error::Isa`] where the CPU lacks `isa`; [`Error::Unavailable`] for a number of threads that is none, and
     /// where the system refuses the threads.
     pub fn new(isa: Isa, threads: Option<usize>) -> Result<Self, Error> {
-        if !isa.is_available() {
+        Self::with_unit(Unit::F32, isa, threads)
+    }
+
+    /// A device whose products are computed by `unit`, and everything else by `isa`.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`]; [`Error::Isa`] also where the CPU lacks `unit`.
+    pub fn with_unit(unit: Unit, isa: Isa, threads: Option<usize>) -> Result<Self, Error> {
+        if !unit.is_available() {
+            let names: Vec<&str> = Unit::available().into_iter().map(Unit::name).collect();
+            return Err(Error::Isa { asked: unit.to_string(), available: names.join(", ") });
+        }
+        Self::start(Multiplier { unit, isa, emulated: false }, threads)
+    }
+
+    /// A device that emulates the instruction of `unit`, for tests on CPUs that lack it. Slow.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`].
+    #[doc(hidden)]
+    pub fn emulating(unit: Unit, threads: Option<usize>) -> Result<Self, Error> {
+        Self::start(Multiplier { unit, isa: Isa::best(), emulated: true }, threads)
+    }
+
+    fn start(by: Multiplier, threads: Option<usize>) -> Result<Self, Error> {
+        if !by.isa.is_available() {
             let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
-            return Err(Error::Isa { asked: isa.to_string(), available: names.join(", ") });
+            return Err(Error::Isa { asked: by.isa.to_string(), available: names.join(", ") });
         }
         let count = threads::thread_count(threads)?;
         let pool = threads::pool(count).map_err(|source| Error::Unavailable {
             message: format!("cannot start {count} threads: {source}"),
             hint: "ask for fewer with --threads".into(),
         })?;
-        Ok(Self { isa, pool, buffers: Buffers::default() })
+        Ok(Self { by, pool, buffers: Buffers::default() })
     }
 
     /// The instruction set that serves.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.by.isa
+    }
+
+    /// Whether values are rounded to bf16 where they enter products.
+    pub fn rounds(&self) -> bool {
+        self.by.unit.rounds()
+    }
+
+    /// A product over the current pool, in this device's unit: see [`gemm`](super::gemm::gemm) for operands and panics.
+    /// f32 operands are rounded by it where the unit is a bf16 one.
+    pub fn product(&self, m: usize, n: usize, segments: &[Segment<'_>], c: &mut [f32], ldc: usize) {
+        bf16::gemm(self.by, m, n, segments, c, ldc, false);
+    }
+
+    /// [`Cpu::product`] on the calling thread alone; with `accumulate` it is added to what `c` holds.
+    pub fn product_serial(
+        &self,
+        m: usize,
+        n: usize,
+        segments: &[Segment<'_>],
+        c: &mut [f32],
+        ldc: usize,
+        accumulate: bool,
+    ) {
+        bf16::gemm_serial(self.by, m, n, segments, c, ldc, accumulate);
     }
 
     /// Workers of the pool.
@@ -160,19 +214,27 @@ impl CpuWeight {
         }
     }
 
-    /// Widens one row into `out` (`cols` long), each value times `scale`.
+    /// Widens one row into `out` (`cols` long), each value times `scale`; in bf16 the value is rounded first.
     pub fn scaled_row(&self, row: usize, scale: f32, out: &mut [f32]) {
+        self.stored_row(row, out);
+        for value in out {
+            *value = if self.rounds { round_bf16(*value) } else { *value } * scale;
+        }
+    }
+
+    /// Widens one row as stored into `out` (`cols` long).
+    pub fn stored_row(&self, row: usize, out: &mut [f32]) {
         let size = self.view.dtype.size();
         let bytes = &self.view.bytes()[row * self.cols() * size..(row + 1) * self.cols() * size];
         match self.view.dtype {
             Dtype::Bf16 => {
                 for (value, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *value = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16) * scale;
+                    *value = widen(u16::from_le_bytes([b[0], b[1]]));
                 }
             }
             _ => {
                 for (value, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *value = f32::from_le_bytes([b[0], b[1], b[2], b[3]]) * scale;
+                    *value = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
                 }
             }
         }
@@ -186,8 +248,11 @@ impl Backend for Cpu {
     fn weight(&self, view: &TensorView) -> Result<CpuWeight, Error> {
         match view.dtype {
             Dtype::Bf16 | Dtype::F32 => {
-                let vector = if view.shape.len() < 2 { view.to_f32().into() } else { Arc::from([]) };
-                Ok(CpuWeight { view: view.clone(), vector })
+                let mut vector = if view.shape.len() < 2 { view.to_f32() } else { Vec::new() };
+                if self.rounds() {
+                    vector.iter_mut().for_each(|value| *value = round_bf16(*value));
+                }
+                Ok(CpuWeight { view: view.clone(), vector: vector.into(), rounds: self.rounds() })
             }
             other => Err(Error::Dtype { tensor: view.name.to_string(), found: format!("{other:?}").to_uppercase() }),
         }
@@ -247,10 +312,17 @@ impl Backend for Cpu {
     }
 
     fn unit(&self) -> String {
-        "cpu f32".into()
+        match self.by.unit {
+            unit @ (Unit::F32 | Unit::Bf16) => format!("cpu {unit}"),
+            unit => format!("cpu bf16 {unit}"),
+        }
     }
 
     fn describe(&self) -> String {
-        format!("cpu f32 {}", self.isa)
+        let emulated = if self.by.emulated { " emulated" } else { "" };
+        match self.by.unit {
+            unit @ (Unit::F32 | Unit::Bf16) => format!("cpu {unit} {}{emulated}", self.by.isa),
+            unit => format!("cpu bf16 {unit}{emulated}"),
+        }
     }
 }

@@ -8,12 +8,14 @@
 //! **How.** As in BLIS: a block of Right is packed into panels a few vectors wide (bf16 is widened and weights stored
 //! `[n, k]` are transposed on the way), a block of Left is copied to consecutive rows, and a micro-kernel holds a tile
 //! of C in registers. `blocking` sizes the blocks from the caches, `pack` packs, `driver` loops, `split` cuts a product
-//! into tasks, and `portable`, `avx2` and `avx512` are the micro-kernels, thin on purpose.
+//! into tasks, and `portable`, `avx2` and `avx512` are the micro-kernels, thin on purpose. `bf16` holds the products of
+//! bf16 operands, which give other bits.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod bf16;
 mod blocking;
 mod driver;
 mod pack;

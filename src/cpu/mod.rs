@@ -6,7 +6,10 @@ pub mod device;
 pub mod gemm;
 pub mod isa;
 pub mod lanes;
+pub mod rounding;
 pub mod threads;
+mod unit;
 
 pub use device::{Cpu, CpuBuf, CpuWeight};
 pub use isa::Isa;
+pub use unit::Unit;

@@ -108,12 +108,16 @@ impl ReferenceWeight {
 
     /// One row widened to f64 (rounded to bf16 first in that precision).
     pub fn row(&self, row: usize) -> Vec<f64> {
+        self.precision.rounded(&self.stored_row(row))
+    }
+
+    /// One row widened to f64 as stored.
+    pub fn stored_row(&self, row: usize) -> Vec<f64> {
         let (cols, size) = (self.cols(), self.view.dtype.size());
         let bytes = &self.view.bytes()[row * cols * size..(row + 1) * cols * size];
-        let widen = |value: f32| self.precision.round(f64::from(value));
         match self.view.dtype {
             Dtype::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
-            _ => bytes.chunks_exact(4).map(|b| widen(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
+            _ => bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
         }
     }
 

@@ -6,7 +6,7 @@ use crate::cpu::isa::Isa;
 use crate::cpu::threads;
 
 /// A small deterministic generator (SplitMix64).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -22,18 +22,18 @@ impl Random {
         (self.next() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
     }
 
-    fn values(&mut self, count: usize) -> Vec<f32> {
+    pub(super) fn values(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.value()).collect()
     }
 
-    fn below(&mut self, end: usize) -> usize {
+    pub(super) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 }
 
 /// How Right is stored in a case.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     F32,
     Bf16,
     F32Bytes,
@@ -41,18 +41,18 @@ enum Kind {
 
 /// Which stride is 1, or neither.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Order {
+pub(super) enum Order {
     Rows,
     Columns,
     Neither,
 }
 
-const KINDS: [Kind; 3] = [Kind::F32, Kind::Bf16, Kind::F32Bytes];
-const ORDERS: [Order; 3] = [Order::Rows, Order::Columns, Order::Neither];
+pub(super) const KINDS: [Kind; 3] = [Kind::F32, Kind::Bf16, Kind::F32Bytes];
+pub(super) const ORDERS: [Order; 3] = [Order::Rows, Order::Columns, Order::Neither];
 
 /// One segment's operands. Elements outside the shape are NaN, so that reading one too many shows.
-struct Operands {
-    k: usize,
+pub(super) struct Operands {
+    pub(super) k: usize,
     left: Vec<f32>,
     left_strides: (usize, usize),
     kind: Kind,
@@ -72,7 +72,15 @@ fn layout(order: Order, outer: usize, inner: usize) -> ((usize, usize), usize) {
 }
 
 impl Operands {
-    fn new(random: &mut Random, m: usize, n: usize, k: usize, left: Order, right: Order, kind: Kind) -> Self {
+    pub(super) fn new(
+        random: &mut Random,
+        m: usize,
+        n: usize,
+        k: usize,
+        left: Order,
+        right: Order,
+        kind: Kind,
+    ) -> Self {
         let (left_strides, left_length) = layout(left, m, k);
         let (right_strides, right_length) = layout(right, k, n);
         let mut left = vec![f32::NAN; left_length];
@@ -96,7 +104,7 @@ impl Operands {
         Self { k, left, left_strides, kind, right, right_bytes, right_strides }
     }
 
-    fn segment(&self) -> Segment<'_> {
+    pub(super) fn segment(&self) -> Segment<'_> {
         let (k_stride, col_stride) = self.right_strides;
         let bytes = &self.right_bytes[1..];
         Segment {
@@ -110,7 +118,7 @@ impl Operands {
         }
     }
 
-    fn pair(&self, i: usize, p: usize, j: usize) -> (f32, f32) {
+    pub(super) fn pair(&self, i: usize, p: usize, j: usize) -> (f32, f32) {
         let left = self.left[i * self.left_strides.0 + p * self.left_strides.1];
         (left, self.right[p * self.right_strides.0 + j * self.right_strides.1])
     }
@@ -119,7 +127,7 @@ impl Operands {
 /// C with a frame of sentinels: columns beyond n in every row and rows beyond m.
 const SENTINEL: f32 = -7.25e30;
 
-fn framed(start: &[f32], m: usize, n: usize, ldc: usize) -> Vec<f32> {
+pub(super) fn framed(start: &[f32], m: usize, n: usize, ldc: usize) -> Vec<f32> {
     let mut c = vec![SENTINEL; (m + 2) * ldc];
     for i in 0..m {
         c[i * ldc..i * ldc + n].copy_from_slice(&start[i * n..(i + 1) * n]);
@@ -151,7 +159,7 @@ fn expected(operands: &[Operands], m: usize, n: usize, start: &[f32], accumulate
     chains
 }
 
-fn compare(found: &[f32], chains: &[f32], m: usize, n: usize, ldc: usize, what: &str) {
+pub(super) fn compare(found: &[f32], chains: &[f32], m: usize, n: usize, ldc: usize, what: &str) {
     for (at, value) in found.iter().enumerate() {
         let (i, j) = (at / ldc, at % ldc);
         if i < m && j < n {
@@ -190,7 +198,7 @@ fn verify(operands: &[Operands], m: usize, n: usize, random: &mut Random, pools:
     }
 }
 
-fn pools(counts: &[usize]) -> Vec<rayon::ThreadPool> {
+pub(super) fn pools(counts: &[usize]) -> Vec<rayon::ThreadPool> {
     counts.iter().map(|&count| threads::pool(count).unwrap()).collect()
 }
 

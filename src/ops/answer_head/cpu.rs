@@ -1,5 +1,5 @@
 //! answer_head on the CPU: a GEMM over the vocabulary, or over a copy of the chosen rows. Each logit is one FMA chain over
-//! `hidden` either way, so both give the same bits.
+//! `hidden` either way, so both give the same bits. Nothing is rounded to bf16 here, in any precision: the f32 product serves.
 
 use super::{AnswerHead, AnswerHeadBackward, HeadColumns};
 use crate::cpu::buffers::Block;
@@ -38,7 +38,7 @@ impl Cpu {
             HeadColumns::Ids(ids) => {
                 let mut rows = self.buffers().stale(ids.len() * head.cols());
                 for (row, &id) in rows.chunks_exact_mut(head.cols()).zip(ids) {
-                    head.scaled_row(id as usize, 1.0, row);
+                    head.stored_row(id as usize, row);
                 }
                 (Rows::Chosen(rows), ids.len())
             }

@@ -25,7 +25,7 @@ impl AnswerHead for Reference {
         let n: Vec<Vec<f64>> = (0..h.rows).map(|row| normed(h.row(row), &w, eps)).collect();
         let mut logits = Matrix::zeros(h.rows, ids.len());
         for (column, &id) in ids.iter().enumerate() {
-            let embedding = head.row(id);
+            let embedding = head.stored_row(id);
             for (row, n) in n.iter().enumerate() {
                 logits.row_mut(row)[column] = n.iter().zip(&embedding).map(|(n, e)| n * e).sum();
             }
@@ -47,7 +47,7 @@ impl AnswerHeadBackward for Reference {
         let w = w.row(0);
         let mut dn = Matrix::zeros(h.rows, h.cols);
         for (column, id) in ids(columns, head).into_iter().enumerate() {
-            let embedding = head.row(id);
+            let embedding = head.stored_row(id);
             for row in 0..h.rows {
                 let d = dlogits.row(row)[column];
                 for (dn, e) in dn.row_mut(row).iter_mut().zip(&embedding) {

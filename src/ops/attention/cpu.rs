@@ -3,11 +3,12 @@
 //!
 //! Scores of a row lie at the key's index in the concatenated [prefix | own suffix], so lane (index mod 16) and chain order
 //! are the row's own, whatever else is in the batch. Key ranges that no row of the block sees are skipped, which changes
-//! no bit: they would only add 0.
+//! no bit: they would only add 0. A bf16 unit takes several keys at once, so there the skipping ends at multiples of
+//! [`ANCHOR`] keys; and there p is normalised before it is rounded, not o after the product.
 
 use super::{Attention, AttentionOutput, AttentionShape};
 use crate::batch::{AttentionPlan, KeySpans, QuerySegment};
-use crate::cpu::gemm::{Left, Right, Segment, gemm_serial};
+use crate::cpu::gemm::{Left, Right, Segment};
 use crate::cpu::lanes::{Kernel, LANES, Lanes, dispatch, exp, greater, load, store, tree_max, tree_sum};
 use crate::cpu::{Cpu, CpuBuf};
 use rayon::prelude::*;
@@ -15,6 +16,10 @@ use std::ops::Range;
 
 /// Query rows of a task: small enough that scores stay in cache, large enough to amortise packing of k and v.
 pub(super) const QUERY_BLOCK: usize = 64;
+
+/// Keys, counted from the start of prefix or suffix, that a bf16 unit sums in one instruction at most. Divides
+/// [`QUERY_BLOCK`].
+const ANCHOR: usize = 32;
 
 /// Query rows of one segment that are worked on together.
 pub(super) struct Block<'a> {
@@ -28,20 +33,25 @@ pub(super) struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    fn new(plan: &AttentionPlan, segment: &'a QuerySegment, queries: Range<usize>) -> Self {
+    fn new(plan: &AttentionPlan, segment: &'a QuerySegment, queries: Range<usize>, anchor: usize) -> Self {
         let spans = &plan.spans[queries.clone()];
         let prefix = union(spans.iter().map(|s| s.lo0 as usize..s.hi0 as usize));
         let suffix = union(spans.iter().map(|s| s.lo1 as usize..s.hi1 as usize));
+        let anchored = |range: Range<usize>, origin: usize| {
+            if range.is_empty() { range } else { origin + (range.start - origin) / anchor * anchor..range.end }
+        };
+        let (prefix, suffix) = (anchored(prefix, segment.prefix.start), anchored(suffix, segment.suffix.start));
         Self { segment, queries, prefix, suffix }
     }
 
     /// All blocks, in row order; anchored at the segments' starts.
-    pub fn all(plan: &'a AttentionPlan) -> Vec<Self> {
+    pub fn all(cpu: &Cpu, plan: &'a AttentionPlan) -> Vec<Self> {
+        let anchor = if cpu.rounds() { ANCHOR } else { 1 };
         let mut blocks = Vec::new();
         for segment in &plan.segments {
             for start in segment.queries.clone().step_by(QUERY_BLOCK) {
                 let queries = start..segment.queries.end.min(start + QUERY_BLOCK);
-                blocks.push(Self::new(plan, segment, queries));
+                blocks.push(Self::new(plan, segment, queries, anchor));
             }
         }
         blocks
@@ -106,7 +116,7 @@ pub(super) fn scores(cpu: &Cpu, block: &Block<'_>, left: Left<'_>, width: usize,
         if !keys.is_empty() {
             let right = Right::F32 { data: head_of(k, keys.start, kv), k_stride: 1, col_stride: k.cols() };
             let segment = Segment { left, right, k: width };
-            gemm_serial(cpu.isa(), block.rows(), keys.len(), &[segment], &mut c[column..], block.stride(), false);
+            cpu.product_serial(block.rows(), keys.len(), &[segment], &mut c[column..], block.stride(), false);
         }
     }
 }
@@ -128,7 +138,7 @@ pub(super) fn weighted_sum(
     });
     let filled = if segments[0].k == 0 { &segments[1..] } else { &segments[..] };
     let filled = if segments[1].k == 0 { &filled[..filled.len() - 1] } else { filled };
-    gemm_serial(cpu.isa(), block.rows(), width, filled, c, width, false);
+    cpu.product_serial(block.rows(), width, filled, c, width, false);
 }
 
 /// Sets what a row does not see to `value`, within `columns`.
@@ -147,12 +157,13 @@ pub(super) fn hide(row: &mut [f32], columns: &[Range<usize>; 2], visible: &[Rang
     }
 }
 
-/// One row: scores → exp(scale·score − largest), 0 where hidden. Returns (largest, sum).
+/// One row: scores → exp(scale·score − largest), over the sum if `normalise`, 0 where hidden. Returns (largest, sum).
 struct Softmax<'a> {
     row: &'a mut [f32],
     columns: &'a [Range<usize>; 2],
     visible: &'a [Range<usize>; 2],
     scale: f32,
+    normalise: bool,
 }
 
 impl Kernel for Softmax<'_> {
@@ -180,7 +191,17 @@ impl Kernel for Softmax<'_> {
             }
             store(self.row, at, p);
         }
-        (largest, tree_sum(sums))
+        let sum = tree_sum(sums);
+        if self.normalise {
+            for at in steps(self.columns) {
+                let mut p = load(self.row, at);
+                for p in &mut p {
+                    *p /= sum;
+                }
+                store(self.row, at, p);
+            }
+        }
+        (largest, sum)
     }
 }
 
@@ -237,7 +258,7 @@ impl Attention for Cpu {
         v: &CpuBuf,
     ) -> AttentionOutput<CpuBuf> {
         let (heads, width) = (shape.heads, shape.head_dim);
-        let blocks = Block::all(plan);
+        let blocks = Block::all(self, plan);
         let mut staged_o = self.buffers().stale(q.rows() * heads * width);
         let mut staged_softmax = self.buffers().stale(q.rows() * heads * 2);
         let tasks: Vec<(&Block<'_>, usize)> =
@@ -256,12 +277,16 @@ impl Attention for Cpu {
                 for (row, spans) in plan.spans[block.queries.clone()].iter().enumerate() {
                     let visible = &block.visible(spans);
                     let values = &mut p[row * stride..(row + 1) * stride];
-                    let kernel = Softmax { row: values, columns, visible, scale: shape.scale };
+                    let normalise = self.rounds();
+                    let kernel = Softmax { row: values, columns, visible, scale: shape.scale, normalise };
                     let (largest, sum) = dispatch(self.isa(), kernel);
                     softmax[row] = largest;
                     softmax[block.rows() + row] = sum;
                 }
                 weighted_sum(self, block, &p, v, kv, width, o);
+                if self.rounds() {
+                    return;
+                }
                 for (o, sum) in o.chunks_exact_mut(width).zip(&softmax[block.rows()..]) {
                     for o in o {
                         *o /= sum;
@@ -273,6 +298,7 @@ impl Attention for Cpu {
         let mut o = self.stale(q.rows(), heads * width);
         let mut softmax = self.stale(q.rows(), 2 * heads);
         unstage(self, &ranges, heads, width, &staged_o, &mut o);
+        self.round(&mut o);
         unstage(self, &ranges, 2 * heads, 1, &staged_softmax, &mut softmax);
         AttentionOutput { o, softmax }
     }

@@ -5,7 +5,7 @@
 use super::cpu::{Block, QUERY_BLOCK, head_of, hide, pieces, scores, unstage, weighted_sum};
 use super::{AttentionBackward, AttentionGradients, AttentionOutput, AttentionShape};
 use crate::batch::{AttentionPlan, KeySpans};
-use crate::cpu::gemm::{Left, Right, Segment, gemm_serial};
+use crate::cpu::gemm::{Left, Right, Segment};
 use crate::cpu::lanes::{Kernel, LANES, dispatch, dot, exp, load, store};
 use crate::cpu::{Cpu, CpuBuf};
 use rayon::prelude::*;
@@ -152,9 +152,9 @@ impl Inputs<'_> {
                 let (rows, first) = (block.rows(), block.queries.start);
                 let (q, d_o) = (self.head(self.q, first, head), self.head(self.d_o, first, head));
                 let score = Segment { left: q, right: key_side(self.k, kv), k: width };
-                gemm_serial(cpu.isa(), rows, keys.len(), &[score], &mut p, stride, false);
+                cpu.product_serial(rows, keys.len(), &[score], &mut p, stride, false);
                 let dp = Segment { left: d_o, right: key_side(self.v, kv), k: width };
-                gemm_serial(cpu.isa(), rows, keys.len(), &[dp], &mut dz, stride, false);
+                cpu.product_serial(rows, keys.len(), &[dp], &mut dz, stride, false);
                 for (row, query) in block.queries.clone().enumerate() {
                     let here = row * stride..(row + 1) * stride;
                     let gradient = RowGradient {
@@ -174,9 +174,9 @@ impl Inputs<'_> {
                 };
                 let transposed = |data| Left { data, row_stride: 1, k_stride: stride };
                 let through_p = Segment { left: transposed(&p[..]), right: query_side(self.d_o), k: rows };
-                gemm_serial(cpu.isa(), keys.len(), width, &[through_p], dv, width, true);
+                cpu.product_serial(keys.len(), width, &[through_p], dv, width, true);
                 let through_dz = Segment { left: transposed(&dz[..]), right: query_side(self.q), k: rows };
-                gemm_serial(cpu.isa(), keys.len(), width, &[through_dz], dk, width, true);
+                cpu.product_serial(keys.len(), width, &[through_dz], dk, width, true);
             }
         }
         for value in dk {
@@ -210,11 +210,13 @@ impl AttentionBackward for Cpu {
         d_o: &CpuBuf,
     ) -> AttentionGradients<CpuBuf> {
         let (heads, kv_heads, width) = (shape.heads, shape.kv_heads, shape.head_dim);
+        // δ sees do as the products do.
+        let d_o = &*self.entering(d_o);
         let delta = self.rows(q.rows(), heads, |i, delta| {
             dispatch(self.isa(), Delta { d_o: d_o.row(i), o: output.o.row(i), head_dim: width, delta });
         });
         let inputs = Inputs { shape, plan, q, k, v, softmax: &output.softmax, d_o, delta };
-        let blocks = Block::all(plan);
+        let blocks = Block::all(self, plan);
 
         let mut dq = self.stale(q.rows(), heads * width);
         let mut staged = self.buffers().stale(q.rows() * heads * width);

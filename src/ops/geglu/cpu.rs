@@ -3,6 +3,7 @@
 use super::{Geglu, GegluBackward};
 use crate::cpu::device::GRAIN;
 use crate::cpu::lanes::{Kernel, LANES, dispatch, load, sigmoid, store};
+use crate::cpu::rounding::round_all;
 use crate::cpu::{Cpu, CpuBuf};
 use rayon::prelude::*;
 
@@ -19,6 +20,8 @@ fn gate_sigmoid(a: f32) -> f32 {
 struct Forward<'a> {
     gate: &'a [f32],
     up: &'a [f32],
+    /// Whether the result is rounded to bf16.
+    round: bool,
     y: &'a mut [f32],
 }
 
@@ -34,6 +37,9 @@ impl Kernel for Forward<'_> {
                 y[l] = gate[l] * gate_sigmoid(gate[l]) * up[l];
             }
             store(self.y, at, y);
+        }
+        if self.round {
+            round_all(self.y);
         }
     }
 }
@@ -73,7 +79,8 @@ impl Geglu for Cpu {
         let mut y = self.stale(gate.rows(), gate.cols());
         let inputs = gate.values().par_chunks(GRAIN).zip(up.values().par_chunks(GRAIN));
         let pieces = y.values_mut().par_chunks_mut(GRAIN).zip(inputs);
-        self.install(|| pieces.for_each(|(y, (gate, up))| dispatch(self.isa(), Forward { gate, up, y })));
+        let round = self.rounds();
+        self.install(|| pieces.for_each(|(y, (gate, up))| dispatch(self.isa(), Forward { gate, up, round, y })));
         y
     }
 }

@@ -1,9 +1,10 @@
 //! lora_linear on the CPU: everything is the GEMM, whose segments carry a chain over `in` on into the rank, or over several
-//! parts. With dropout the masked input exists as a scratch copy, and du·A is masked before it is added.
+//! parts. With dropout the masked input exists as a scratch copy, and du·A is masked before it is added. In bf16 the product
+//! rounds what enters it, and a mask's factor 1/(1−p) belongs to the sum, so that x is rounded as it is without dropout.
 
 use super::{Dropout, LinearOutput, LoraLinear, LoraLinearBackward, LoraTerm, Part};
 use crate::cpu::buffers::Block;
-use crate::cpu::gemm::{Left, Right, Segment, gemm};
+use crate::cpu::gemm::{Left, Right, Segment};
 use crate::cpu::{Cpu, CpuBuf};
 use rayon::prelude::*;
 
@@ -43,14 +44,19 @@ impl<'a> LoraTerm<'a, Cpu> {
 }
 
 impl Cpu {
-    /// `x` where the mask keeps it, times 1/(1−p).
+    /// `x` where the mask keeps it, times 1/(1−p) in f32.
     fn masked(&self, dropout: &Dropout<'_>, x: &[f32], cols: usize) -> Block {
         let mut out = self.buffers().stale(x.len());
-        let factor = dropout.factor() as f32;
+        let factor = if self.rounds() { 1.0 } else { dropout.factor() as f32 };
         out.par_chunks_mut(cols).zip(x.par_chunks(cols)).enumerate().for_each(|(row, (out, x))| {
             dropout.each(row, cols, |column, keep| out[column] = if keep { x[column] * factor } else { 0.0 });
         });
         out
+    }
+
+    /// What is left of the mask's factor for the sum over masked values.
+    fn factor_of_sum(&self, dropout: Option<Dropout<'_>>) -> f32 {
+        dropout.filter(|_| self.rounds()).map_or(1.0, |dropout| dropout.factor() as f32)
     }
 
     fn scale(values: &mut [f32], scale: f32) {
@@ -72,8 +78,9 @@ impl LoraLinear for Cpu {
                     let masked = term.active().map(|dropout| self.masked(&dropout, x.values(), inputs));
                     let left = rows_of(masked.as_deref().unwrap_or(x.values()), inputs);
                     let segment = Segment { left, right: transposed(term.a(inputs), inputs), k: inputs };
-                    gemm(self.isa(), rows, term.rank, &[segment], su.values_mut(), term.rank, false);
-                    Self::scale(su.values_mut(), term.scale);
+                    self.product(rows, term.rank, &[segment], su.values_mut(), term.rank);
+                    Self::scale(su.values_mut(), term.scale * self.factor_of_sum(term.active()));
+                    self.round(&mut su);
                     su
                 });
                 let mut y = self.stale(rows, outputs);
@@ -82,9 +89,9 @@ impl LoraLinear for Cpu {
                     (Some(term), Some(su)) => {
                         let right = transposed(term.b(outputs), term.rank);
                         let adapter = Segment { left: rows_of(su.values(), term.rank), right, k: term.rank };
-                        gemm(self.isa(), rows, outputs, &[base, adapter], y.values_mut(), outputs, false);
+                        self.product(rows, outputs, &[base, adapter], y.values_mut(), outputs);
                     }
-                    _ => gemm(self.isa(), rows, outputs, &[base], y.values_mut(), outputs, false),
+                    _ => self.product(rows, outputs, &[base], y.values_mut(), outputs),
                 }
                 output.y.push(y);
                 output.su.push(su);
@@ -106,7 +113,6 @@ impl LoraLinearBackward for Cpu {
     ) -> Option<CpuBuf> {
         self.install(|| {
             let (rows, inputs) = (dy[0].rows(), parts[0].weight.cols());
-            let isa = self.isa();
             // du of every adapted part, scaled.
             let du: Vec<Option<Block>> = parts
                 .iter()
@@ -117,7 +123,7 @@ impl LoraLinearBackward for Cpu {
                         let mut du = self.buffers().stale(rows * term.rank);
                         let right = plain(term.b(outputs), term.rank);
                         let segment = Segment { left: rows_of(dy.values(), outputs), right, k: outputs };
-                        gemm(isa, rows, term.rank, &[segment], &mut du, term.rank, false);
+                        self.product(rows, term.rank, &[segment], &mut du, term.rank);
                         Self::scale(&mut du, term.scale);
                         du
                     })
@@ -132,13 +138,17 @@ impl LoraLinearBackward for Cpu {
                     let right = plain(su.values(), rank);
                     let segment = Segment { left: columns_of(dy.values(), outputs), right, k: rows };
                     let db = &mut grads.values_mut()[term.b..term.b + outputs * rank];
-                    gemm(isa, outputs, rank, &[segment], db, rank, false);
+                    self.product(outputs, rank, &[segment], db, rank);
 
                     let masked = term.active().map(|dropout| self.masked(&dropout, x.values(), inputs));
                     let right = plain(masked.as_deref().unwrap_or(x.values()), inputs);
                     let segment = Segment { left: columns_of(du, rank), right, k: rows };
                     let da = &mut grads.values_mut()[term.a..term.a + rank * inputs];
-                    gemm(isa, rank, inputs, &[segment], da, inputs, false);
+                    self.product(rank, inputs, &[segment], da, inputs);
+                    let factor = self.factor_of_sum(term.active());
+                    if factor != 1.0 {
+                        Self::scale(da, factor);
+                    }
                 }
             }
 
@@ -161,10 +171,10 @@ impl LoraLinearBackward for Cpu {
                     Some(dropout) => masked_terms.push((dropout, segment)),
                 }
             }
-            gemm(isa, rows, inputs, &segments, dx.values_mut(), inputs, false);
+            self.product(rows, inputs, &segments, dx.values_mut(), inputs);
             for (dropout, segment) in masked_terms {
                 let mut through = self.buffers().stale(rows * inputs);
-                gemm(isa, rows, inputs, &[segment], &mut through, inputs, false);
+                self.product(rows, inputs, &[segment], &mut through, inputs);
                 let factor = dropout.factor() as f32;
                 let pairs = dx.values_mut().par_chunks_mut(inputs).zip(through.par_chunks(inputs));
                 pairs.enumerate().for_each(|(row, (dx, through))| {

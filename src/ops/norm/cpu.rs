@@ -2,6 +2,7 @@
 
 use super::{Norm, NormBackward};
 use crate::cpu::lanes::{Kernel, LANES, dispatch, dot, load, store, sum_of_squares};
+use crate::cpu::rounding::round_all;
 use crate::cpu::{Cpu, CpuBuf, CpuWeight};
 
 /// ρ = 1/√(mean(x²)+ε).
@@ -53,6 +54,8 @@ struct Normed<'a> {
     eps: f32,
     /// Added to the result: the residual stream.
     h: Option<&'a [f32]>,
+    /// Whether the result is rounded to bf16: it enters a product.
+    round: bool,
     y: &'a mut [f32],
 }
 
@@ -66,6 +69,9 @@ impl Kernel for Normed<'_> {
             for (y, h) in self.y.iter_mut().zip(h) {
                 *y += h;
             }
+        }
+        if self.round {
+            round_all(self.y);
         }
     }
 }
@@ -90,18 +96,21 @@ impl Kernel for NormedBackward<'_> {
 
 impl Norm for Cpu {
     fn norm(&self, x: &CpuBuf, w: &CpuWeight, eps: f32) -> CpuBuf {
-        self.branch_norm(x, w, eps)
+        let round = self.rounds();
+        self.rows(x.rows(), x.cols(), |i, y| {
+            dispatch(self.isa(), Normed { x: x.row(i), w: w.vector(), eps, h: None, round, y });
+        })
     }
 
     fn norm_add(&self, h: &CpuBuf, branch: &CpuBuf, w: &CpuWeight, eps: f32) -> CpuBuf {
         self.rows(branch.rows(), branch.cols(), |i, y| {
-            dispatch(self.isa(), Normed { x: branch.row(i), w: w.vector(), eps, h: Some(h.row(i)), y });
+            dispatch(self.isa(), Normed { x: branch.row(i), w: w.vector(), eps, h: Some(h.row(i)), round: false, y });
         })
     }
 
     fn branch_norm(&self, branch: &CpuBuf, w: &CpuWeight, eps: f32) -> CpuBuf {
         self.rows(branch.rows(), branch.cols(), |i, y| {
-            dispatch(self.isa(), Normed { x: branch.row(i), w: w.vector(), eps, h: None, y });
+            dispatch(self.isa(), Normed { x: branch.row(i), w: w.vector(), eps, h: None, round: false, y });
         })
     }
 }

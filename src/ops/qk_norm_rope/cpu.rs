@@ -2,6 +2,7 @@
 
 use super::{QkNormRope, QkNormRopeBackward};
 use crate::cpu::lanes::{Kernel, dispatch};
+use crate::cpu::rounding::round_all;
 use crate::cpu::{Cpu, CpuBuf, CpuWeight};
 use crate::ops::norm::cpu::{normed, normed_backward};
 
@@ -24,6 +25,8 @@ struct Forward<'a> {
     eps: f32,
     rope: &'a [f32],
     head_dim: usize,
+    /// Whether the result is rounded to bf16.
+    round: bool,
     y: &'a mut [f32],
 }
 
@@ -35,6 +38,9 @@ impl Kernel for Forward<'_> {
         for (x, y) in self.x.chunks_exact(self.head_dim).zip(self.y.chunks_exact_mut(self.head_dim)) {
             normed(x, self.w, self.eps, y);
             rotate(y, self.rope, 1.0);
+        }
+        if self.round {
+            round_all(self.y);
         }
     }
 }
@@ -64,8 +70,10 @@ impl Kernel for Backward<'_> {
 
 impl QkNormRope for Cpu {
     fn qk_norm_rope(&self, x: &CpuBuf, w: &CpuWeight, eps: f32, rope: &CpuBuf, head_dim: usize) -> CpuBuf {
+        let (x, round) = (self.entering(x), self.rounds());
         self.rows(x.rows(), x.cols(), |i, y| {
-            dispatch(self.isa(), Forward { x: x.row(i), w: w.vector(), eps, rope: rope.row(i), head_dim, y });
+            let (x, rope) = (x.row(i), rope.row(i));
+            dispatch(self.isa(), Forward { x, w: w.vector(), eps, rope, head_dim, round, y });
         })
     }
 }
@@ -80,6 +88,7 @@ impl QkNormRopeBackward for Cpu {
         rope: &CpuBuf,
         head_dim: usize,
     ) -> CpuBuf {
+        let x = self.entering(x);
         self.rows(x.rows(), x.cols(), |i, dx| {
             let (dy, x, rope) = (dy.row(i), x.row(i), rope.row(i));
             dispatch(self.isa(), Backward { dy, x, w: w.vector(), eps, rope, head_dim, dx });
