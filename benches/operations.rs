@@ -10,7 +10,9 @@ use std::hint::black_box;
 use unflip::cpu::{Cpu, Isa};
 use unflip::ops::case::{Case, Values};
 use unflip::ops::reference::{Precision, Reference};
-use unflip::ops::{Backend, TrainDevice, adamw, answer_head, attention, embed, geglu, lora_linear, norm, qk_norm_rope};
+use unflip::ops::{
+    Backend, Pass, TrainDevice, adamw, answer_head, attention, embed, geglu, lora_linear, norm, qk_norm_rope,
+};
 
 /// Widths of Gemma 3 (270M, 1B, 4B) as the cases' names state them; AdamW's largest case stands for its many parameters.
 const GEMMA: [&str; 9] =
@@ -67,8 +69,9 @@ fn bench<C: Case>(criterion: &mut Criterion, device: &Cpu, operation: &str, case
     for case in &cases {
         verify(device, case);
         let (inputs, _) = operands(device, case);
-        if case.flops() > 0.0 {
-            group.throughput(Throughput::Elements(case.flops() as u64));
+        let flops = case.cost(Pass::Forward).flops;
+        if flops > 0.0 {
+            group.throughput(Throughput::Elements(flops as u64));
         }
         group.bench_function(shape(case), |timer| timer.iter(|| black_box(case.forward(device, black_box(&inputs)))));
     }
