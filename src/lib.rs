@@ -25,6 +25,7 @@ pub mod tape;
 pub mod text;
 pub mod trace;
 pub mod train;
+pub mod trunk;
 pub mod weights;
 
 pub use error::{Error, Result};

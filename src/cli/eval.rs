@@ -3,6 +3,7 @@
 use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
+use super::trunk::TrunkArgs;
 use crate::data::ReadOptions;
 use crate::eval::{EvalSettings, Evaluation, Header, METRICS, MetricSet, ProgressBar, Question, evaluate};
 use crate::ops::TrainDevice;
@@ -51,6 +52,8 @@ pub struct Eval {
     /// Print results.json instead of tables
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    trunk: TrunkArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -107,6 +110,8 @@ impl OnDevice for Work {
         self.header.unit = device.unit();
         let mut engine = arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), None)?;
         engine.share_prefix = self.header.share_prefix;
+        let lowest = engine.adapter.as_ref().and_then(|adapter| adapter.layout.lowest_layer());
+        arguments.trunk.attach(&mut engine, &self.checkpoint, lowest)?;
         self.header.embed_scale = engine.model.embed_scale.to_string();
         let groups: Vec<_> = self.questions.iter().map(|question| question.group.clone()).collect();
         engine.check_groups(&groups)?;

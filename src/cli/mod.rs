@@ -15,6 +15,7 @@ mod merge;
 mod model;
 mod trace;
 mod train;
+mod trunk;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;

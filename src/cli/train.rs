@@ -3,6 +3,7 @@
 use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
+use super::trunk::TrunkArgs;
 use crate::data::ReadOptions;
 use crate::eval::Question;
 use crate::ops::TrainDevice;
@@ -41,6 +42,8 @@ pub struct Train {
     /// Print a JSON summary
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    trunk: TrunkArgs,
     #[command(flatten)]
     flags: Flags,
 }
@@ -266,7 +269,7 @@ impl Train {
             true => Opening::Resume { other_unit: self.other_unit },
             false => Opening::New,
         };
-        let summary = device.run(Work { model, checkpoint, request, out, opening })?;
+        let summary = device.run(Work { model, checkpoint, request, out, opening, trunk: self.trunk })?;
         report(&summary, self.json)
     }
 }
@@ -300,13 +303,17 @@ struct Work {
     request: RunRequest,
     out: PathBuf,
     opening: Opening,
+    trunk: TrunkArgs,
 }
 
 impl OnDevice for Work {
     type Output = TrainSummary;
 
     fn run<D: TrainDevice + 'static>(mut self, device: D) -> crate::Result<TrainSummary> {
-        let engine = self.model.engine(device, &self.checkpoint, None, None)?;
+        let mut engine = self.model.engine(device, &self.checkpoint, None, None)?;
+        let layers = self.request.settings.adapter.layers.resolve(engine.model.depth())?;
+        let lowest = layers.iter().min().copied();
+        self.trunk.attach(&mut engine, &self.checkpoint, lowest)?;
         let (mut trainer, run) = self.request.start(engine, &self.checkpoint, &self.out, self.opening)?;
         let RunRequest { settings, groups, validation, .. } = &self.request;
         let done = run.newest_checkpoint()?.0.map_or(0, |checkpoint| checkpoint.step);

@@ -7,6 +7,7 @@ use crate::objective::{GroupLogits, GroupLoss, Objective};
 use crate::ops::answer_head::HeadColumns;
 use crate::ops::{Device, TrainDevice};
 use crate::tape::{Columns, Tape, Var};
+use crate::trunk::TrunkCache;
 use crate::weights::Checkpoint;
 
 /// Answer tokens and truth of one group.
@@ -41,6 +42,8 @@ pub struct Engine<D: Device> {
     pub adapter: Option<Adapter<D>>,
     /// Whether the phrasings of a group share their prefix.
     pub share_prefix: bool,
+    /// Stored hidden states below the lowest adapted layer.
+    pub trunk: Option<TrunkCache>,
 }
 
 impl<D: Device> Engine<D> {
@@ -55,7 +58,7 @@ impl<D: Device> Engine<D> {
         layers: Option<usize>,
     ) -> crate::Result<Self> {
         let model = TextModel::load(&device, checkpoint, embed_scale, layers)?;
-        Ok(Self { device, model, adapter: None, share_prefix: true })
+        Ok(Self { device, model, adapter: None, share_prefix: true, trunk: None })
     }
 
     /// Packs groups for this model; `first_ordinal` is the first group's place in the optimiser step.
@@ -128,9 +131,10 @@ impl<D: Device> Engine<D> {
         dropout: Option<DropoutStep>,
         sites: &SitePlan<'_, D>,
     ) -> crate::Result<(Tape<'a, D>, Var)> {
+        let (start, entry) = self.entry(batch, sites)?;
         let request = ForwardRequest {
-            layers: 0..self.model.depth(),
-            entry: Entry::Embeddings,
+            layers: start..self.model.depth(),
+            entry,
             rows: OutputRows::Answers,
             adapter: self.adapter.as_ref(),
             train,
@@ -140,6 +144,39 @@ impl<D: Device> Engine<D> {
         let mut forward = self.model.forward(&self.device, batch, request)?;
         let logits = forward.tape.answer_head(forward.hidden, &self.model.final_norm, &self.model.head, columns);
         Ok((forward.tape, logits))
+    }
+
+    /// Where the forward pass starts: at the lowest adapted layer with what the trunk cache holds (computed and stored first if
+    /// need be), or at the embeddings where there is no cache, nothing frozen below the adapter, or a site down there.
+    fn entry(&self, batch: &PackedBatch, sites: &SitePlan<'_, D>) -> crate::Result<(usize, Entry<D::Buf>)> {
+        let lowest = self.adapter.as_ref().and_then(|adapter| adapter.layout.lowest_layer()).unwrap_or(0);
+        let Some(trunk) = self.trunk.as_ref().filter(|_| lowest > 0 && sites.all().all(|site| site.layer >= lowest))
+        else {
+            return Ok((0, Entry::Embeddings));
+        };
+        let width = self.model.config.hidden_size;
+        let keys = trunk.keys(batch, lowest);
+        if let Some(values) = trunk.get(&keys, width) {
+            return Ok((lowest, Entry::Hidden(self.device.upload(batch.rows(), width, &values))));
+        }
+        let request = ForwardRequest {
+            layers: 0..lowest,
+            entry: Entry::Embeddings,
+            rows: OutputRows::All,
+            adapter: None,
+            train: false,
+            dropout: None,
+            sites: &SitePlan::default(),
+        };
+        let mut forward = self.model.forward(&self.device, batch, request)?;
+        let hidden = forward.tape.take(forward.hidden);
+        let values = self.device.download(&hidden);
+        let stored: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+        // A back end that computes in more than f32 would not get its own values back.
+        if values.iter().zip(&stored).all(|(&value, &stored)| value == f64::from(stored)) {
+            trunk.put(&keys, width, &stored);
+        }
+        Ok((lowest, Entry::Hidden(hidden)))
     }
 
     /// Head logits of answer rows `[n, hidden]` of the residual stream after the last layer.

@@ -94,6 +94,11 @@ impl LoraLayout {
         &self.slots
     }
 
+    /// The lowest adapted layer: below it nothing depends on the parameters.
+    pub fn lowest_layer(&self) -> Option<usize> {
+        self.slots.first().map(|slot| slot.layer)
+    }
+
     /// Number of parameters.
     pub fn len(&self) -> usize {
         self.len

@@ -177,6 +177,7 @@ impl Place {
             .args(arguments)
             .current_dir(self.folder.path())
             .env("HF_HUB_CACHE", "cache")
+            .env("UNFLIP_CACHE", "own-cache")
             .env_remove("UNFLIP_LOG")
             .stdin(Stdio::null());
         command
