@@ -13,6 +13,7 @@ mod eval;
 mod inspect;
 mod merge;
 mod model;
+mod profile;
 mod trace;
 mod train;
 mod trunk;

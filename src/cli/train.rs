@@ -3,6 +3,7 @@
 use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
+use super::profile::{ProfileArgs, Profiling};
 use super::trunk::TrunkArgs;
 use crate::data::ReadOptions;
 use crate::eval::Question;
@@ -44,6 +45,8 @@ pub struct Train {
     json: bool,
     #[command(flatten)]
     trunk: TrunkArgs,
+    #[command(flatten)]
+    profile: ProfileArgs,
     #[command(flatten)]
     flags: Flags,
 }
@@ -240,6 +243,7 @@ impl Train {
         let data = required(settings.data.train.as_deref(), "--data", "data.train")?.to_owned();
         let model = ModelArgs::named(&model.display().to_string(), &settings.model)?;
         let device = DeviceArgs::named(&settings)?;
+        let profile = self.profile.begin()?;
 
         let (checkpoint, adapter) = model.open()?;
         let template = settings.complete(&checkpoint, adapter.as_ref())?;
@@ -269,7 +273,8 @@ impl Train {
             true => Opening::Resume { other_unit: self.other_unit },
             false => Opening::New,
         };
-        let summary = device.run(Work { model, checkpoint, request, out, opening, trunk: self.trunk })?;
+        let work = Work { model, checkpoint, request, out, opening, trunk: self.trunk, profile: profile.clone() };
+        let summary = profile.run(&device, work)?;
         report(&summary, self.json)
     }
 }
@@ -304,6 +309,7 @@ struct Work {
     out: PathBuf,
     opening: Opening,
     trunk: TrunkArgs,
+    profile: Profiling,
 }
 
 impl OnDevice for Work {
@@ -320,6 +326,7 @@ impl OnDevice for Work {
         let mut bar = ProgressBar::new(settings.total_steps(groups.len()), done);
         let summary = train(&mut trainer, groups, validation, settings, &run, |metrics, timing| {
             bar.step(metrics, timing);
+            self.profile.mark(|| format!("end of step {}", metrics.step));
             ControlFlow::Continue(())
         });
         bar.finish();

@@ -6,6 +6,7 @@ pub mod device;
 pub mod gemm;
 pub mod isa;
 pub mod lanes;
+pub mod peak;
 pub mod threads;
 
 pub use device::{Cpu, CpuBuf, CpuWeight};
