@@ -73,8 +73,8 @@ pub fn size(text: &str) -> Result<u64, String> {
         _ => f64::NAN,
     };
     let bytes = digits.trim().parse::<f64>().unwrap_or(f64::NAN) * factor;
-    // NaN fails both.
-    if bytes >= 0.0 && bytes < 1e18 {
+    // NaN is in no range.
+    if (0.0..1e18).contains(&bytes) {
         Ok(bytes as u64)
     } else {
         Err("expected a size like 0, 512MB or 1.5GB".to_owned())

@@ -7,6 +7,8 @@ pub mod gemm;
 pub mod isa;
 pub mod lanes;
 pub mod peak;
+#[cfg(feature = "rivals")]
+pub mod rival;
 pub mod threads;
 
 pub use device::{Cpu, CpuBuf, CpuWeight};

@@ -68,6 +68,10 @@ pub trait Case: Sync {
     }
     /// What a pass costs as [`Case::timed`] runs it, by the contract's own count.
     fn cost(&self, pass: Pass) -> Cost;
+    /// Rows, inputs and weight `[out, in]` where the case is nothing but x·Wᵀ, which other libraries compute as well.
+    fn plain_product(&self) -> Option<(usize, usize, &TensorView)> {
+        None
+    }
     /// Calls `clock` with one pass of the operation, to be run as often as it likes; what only prepares it (weights, rotary tables,
     /// the forward that a backward follows) is outside.
     fn timed<D: TrainDevice>(

@@ -78,14 +78,6 @@ pub fn benchmarks() -> Vec<Benchmark<LoraLinearCase>> {
 }
 
 impl LoraLinearCase {
-    /// Rows, inputs and the bf16 or f32 weight of a single part without a branch: a plain product.
-    pub fn plain(&self) -> Option<(usize, usize, &TensorView)> {
-        match &self.parts[..] {
-            [(weight, None)] => Some((self.rows, self.inputs, weight)),
-            _ => None,
-        }
-    }
-
     fn shapes(&self) -> Vec<PartShape> {
         let shape = |(weight, rank): &(TensorView, Option<usize>)| PartShape {
             outputs: weight.shape[0],
@@ -185,6 +177,13 @@ impl Case for LoraLinearCase {
 
     fn checks_gradient(&self) -> bool {
         self.inputs < 100
+    }
+
+    fn plain_product(&self) -> Option<(usize, usize, &TensorView)> {
+        match &self.parts[..] {
+            [(weight, None)] => Some((self.rows, self.inputs, weight)),
+            _ => None,
+        }
     }
 
     fn cost(&self, pass: Pass) -> Cost {
