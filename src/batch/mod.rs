@@ -58,9 +58,12 @@ pub struct Phrasing {
     pub suffix: Range<usize>,
 }
 
-/// Packed prompts. All vectors named `*_rows` or indexed "per row" have one entry per packed row.
+/// Packed prompts. All vectors named `*_rows` or indexed "per row" have one entry per packed row. Ranges of trees, phrasings and spans
+/// count key rows: the cached ones, then the packed ones.
 #[derive(Clone, Debug)]
 pub struct PackedBatch {
+    /// Key rows that were run before and precede the packed ones; 0 unless the batch is a continuation.
+    pub cached: usize,
     /// Token ids, per row.
     pub ids: Vec<u32>,
     /// Position within its prompt, per row.

@@ -34,6 +34,7 @@ impl PackedBatch {
             return Err(Error::EmptyWindow);
         }
         let mut batch = Self {
+            cached: 0,
             ids: Vec::new(),
             positions: Vec::new(),
             trees: Vec::new(),
@@ -73,6 +74,35 @@ impl PackedBatch {
         Ok(batch)
     }
 
+    /// The next tokens of a sequence whose first `cached` tokens were run before and whose keys and values are kept. Tokens must be
+    /// the model's own, as generated ones are; images do not continue.
+    pub fn continuation(cached: usize, ids: &[u32], sliding_window: usize) -> Self {
+        let rows = cached..cached + ids.len();
+        let spans = |window: Option<usize>| {
+            let span = |position: usize| {
+                let visible = visible(position, window, &(0..0));
+                KeySpans {
+                    lo0: visible.start.min(cached) as u32,
+                    hi0: cached as u32,
+                    lo1: visible.start.max(cached) as u32,
+                    hi1: visible.end as u32,
+                }
+            };
+            rows.clone().map(span).collect()
+        };
+        Self {
+            cached,
+            ids: ids.to_vec(),
+            positions: rows.clone().map(|position| position as u32).collect(),
+            trees: vec![Tree { prefix: 0..cached, suffixes: vec![rows.clone()] }],
+            phrasings: vec![Phrasing { group: 0, index: 0, prefix: 0..cached, suffix: rows.clone() }],
+            groups: 1,
+            dropout_rows: rows.clone().map(|row| (0, row as u32)).collect(),
+            full_spans: spans(None),
+            sliding_spans: spans(Some(sliding_window)),
+        }
+    }
+
     /// Whether [`Self::pack`] would take these groups, without packing them.
     ///
     /// # Errors
@@ -88,7 +118,7 @@ impl PackedBatch {
 
     /// Packed row of each phrasing's answer position (its last token), in the order of `phrasings`.
     pub fn answer_rows(&self) -> Vec<u32> {
-        self.phrasings.iter().map(|phrasing| (phrasing.suffix.end - 1) as u32).collect()
+        self.phrasings.iter().map(|phrasing| (phrasing.suffix.end - 1 - self.cached) as u32).collect()
     }
 
     /// Packed rows of a phrasing, token by token: its prefix, then its suffix.

@@ -25,7 +25,8 @@ impl PackedBatch {
         let mut segments = Vec::new();
         for (index, tree) in self.trees.iter().enumerate() {
             let prefix = tree.prefix.clone();
-            if !prefix.is_empty() {
+            // A cached prefix has keys but no queries.
+            if !prefix.is_empty() && self.cached == 0 {
                 let none = prefix.end..prefix.end;
                 segments.push(QuerySegment {
                     queries: prefix.clone(),
@@ -35,13 +36,13 @@ impl PackedBatch {
                 });
             }
             segments.extend(tree.suffixes.iter().map(|suffix| QuerySegment {
-                queries: suffix.clone(),
+                queries: suffix.start - self.cached..suffix.end - self.cached,
                 prefix: prefix.clone(),
                 suffix: suffix.clone(),
                 tree: index,
             }));
         }
-        AttentionPlan { segments, spans: self.spans(kind).to_vec(), key_rows: self.rows(), trees: self.tree_rows() }
+        AttentionPlan { segments, spans: self.spans(kind).to_vec(), key_rows: self.key_rows(), trees: self.tree_rows() }
     }
 
     /// The answer rows alone as queries, in the order of `phrasings`: a segment of one query for each.
@@ -57,14 +58,19 @@ impl PackedBatch {
         AttentionPlan {
             segments,
             spans: self.answer_rows().into_iter().map(|row| spans[row as usize]).collect(),
-            key_rows: self.rows(),
+            key_rows: self.key_rows(),
             trees: self.tree_rows(),
         }
     }
 
-    /// Rows of each tree.
+    /// Cached and packed rows.
+    fn key_rows(&self) -> usize {
+        self.cached + self.rows()
+    }
+
+    /// Key rows of each tree.
     fn tree_rows(&self) -> Vec<Range<usize>> {
-        let end = |index: usize| self.trees.get(index + 1).map_or(self.rows(), |next| next.prefix.start);
+        let end = |index: usize| self.trees.get(index + 1).map_or(self.key_rows(), |next| next.prefix.start);
         self.trees.iter().enumerate().map(|(index, tree)| tree.prefix.start..end(index)).collect()
     }
 }

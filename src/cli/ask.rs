@@ -5,7 +5,8 @@ use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
 use crate::data::{Answer, Meta, Paraphrase, Problem, PromptGroup, ReadOptions};
 use crate::ops::TrainDevice;
-use crate::report::{Cell, Table};
+use crate::report::{Cell, Table, progress_bar};
+use crate::text::Tokenizer;
 use crate::train::{EngineGroup, MarginEngine, says_yes};
 use crate::weights::{AdapterFile, Checkpoint};
 use clap::Args;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  unflip ask --model models/gemma-3-270m --context \"The lungs are clear. No effusion.\" \\\n    \
-    \"Is there a pleural effusion?\" -p \"Is pleural fluid present?\" -p \"Does the patient have fluid around the lung?\""
+    \"Is there a pleural effusion?\" -p \"Is pleural fluid present?\" -p \"Does the patient have fluid around the lung?\"\n  unflip ask --model models/gemma-3-270m \"What is a pleural effusion?\" --generate 60"
 )]
 pub struct Ask {
     #[command(flatten)]
@@ -38,6 +39,9 @@ pub struct Ask {
     /// Pattern of the user's turn (default: the one that the adapter was trained with, else the paper's)
     #[arg(long, value_name = "PATTERN")]
     template: Option<String>,
+    /// Also write an answer to each phrasing, of at most N tokens: greedy, with keys and values kept
+    #[arg(long, value_name = "N", value_parser = super::count)]
+    generate: Option<usize>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -77,10 +81,11 @@ impl Ask {
         let (yes, no) = (prompting.answers.yes, prompting.answers.no);
         let group = EngineGroup { id: group.id, tokens, yes, no, answer_yes: true };
         let device = self.device.clone();
-        let (model, json) = (self.model.clone(), self.json);
+        let (model, json, generate) = (self.model.clone(), self.json, self.generate);
         let phrasings: Vec<String> = std::iter::once(self.question).chain(self.paraphrases).collect();
-        let margins = device.run(Work { model, checkpoint, adapter, group })?;
-        print(&phrasings, &margins, json)
+        let tokenizer = prompting.tokenizer;
+        let answers = device.run(Work { model, checkpoint, adapter, group, generate, tokenizer })?;
+        print(&phrasings, &answers, json)
     }
 
     fn group(&self) -> PromptGroup {
@@ -103,18 +108,43 @@ struct Work {
     checkpoint: Checkpoint,
     adapter: Option<AdapterFile>,
     group: EngineGroup,
+    generate: Option<usize>,
+    tokenizer: Tokenizer,
+}
+
+/// What the model says to each phrasing.
+struct Answers {
+    margins: Vec<f64>,
+    /// Texts, if asked for.
+    generated: Vec<String>,
 }
 
 impl OnDevice for Work {
-    type Output = Vec<f64>;
+    type Output = Answers;
 
-    fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<Vec<f64>> {
+    fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<Answers> {
         let mut engine = self.model.engine(device, &self.checkpoint, self.adapter.as_ref(), None)?;
-        Ok(MarginEngine::margins(&mut engine, &[self.group])?.remove(0))
+        let mut generated = Vec::new();
+        if let Some(count) = self.generate {
+            // A chat's turn ends before the text does.
+            let turn = self.tokenizer.token_id("<end_of_turn>");
+            let stop: Vec<u32> = self.checkpoint.config.eos_token_ids.iter().copied().chain(turn).collect();
+            let prompts: Vec<Vec<u32>> =
+                (0..self.group.tokens.phrasings()).map(|k| self.group.tokens.prompt(k)).collect();
+            let bar = progress_bar((prompts.len() * count) as u64, "generate {bar:30} {pos}/{len} tokens");
+            for prompt in &prompts {
+                let answer = engine.generate(prompt, count, &stop, |_| bar.inc(1))?;
+                generated.push(self.tokenizer.decode(&answer.tokens)?);
+            }
+            bar.finish_and_clear();
+        }
+        let margins = MarginEngine::margins(&mut engine, &[self.group])?.remove(0);
+        Ok(Answers { margins, generated })
     }
 }
 
-fn print(phrasings: &[String], margins: &[f64], json: bool) -> crate::Result<()> {
+fn print(phrasings: &[String], answers: &Answers, json: bool) -> crate::Result<()> {
+    let margins = &answers.margins;
     let original = says_yes(margins[0]);
     let mut table = Table::new(&["phrasing", "answer", "margin", "p(yes)", "flip"]);
     let mut flips = 0;
@@ -130,9 +160,16 @@ fn print(phrasings: &[String], margins: &[f64], json: bool) -> crate::Result<()>
         ]);
     }
     if json {
-        return super::print_json(&table.json());
+        let mut records = table.json();
+        for (index, text) in answers.generated.iter().enumerate() {
+            records[index]["generated"] = text.as_str().into();
+        }
+        return super::print_json(&records);
     }
     super::out(&table.plain())?;
+    for (phrasing, text) in phrasings.iter().zip(&answers.generated) {
+        super::out(&format!("\n{phrasing}\n  {}\n", text.trim().replace('\n', "\n  ")))?;
+    }
     if phrasings.len() > 1 {
         super::out(&format!("\n{flips} of {} paraphrases flip the answer\n", phrasings.len() - 1))?;
     }

@@ -76,6 +76,37 @@ pub enum Error {
         /// As given.
         rank: usize,
     },
+    /// A prompt and new tokens beyond the model's positions.
+    #[error("a prompt of {prompt} tokens and {count} new ones were asked for, the model has {positions} positions")]
+    TooManyTokens {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// New ones.
+        count: usize,
+        /// Positions.
+        positions: usize,
+    },
+    /// More tokens than a cache of keys and values has room for.
+    #[error("{rows} tokens were given to a cache of keys and values that holds {held} of {capacity}")]
+    CacheFull {
+        /// Tokens given.
+        rows: usize,
+        /// Tokens held.
+        held: usize,
+        /// Tokens that fit.
+        capacity: usize,
+    },
+    /// A gradient through kept keys and values.
+    #[error("there is no backward pass through a cache of keys and values, and a gradient was asked for")]
+    CacheWithoutBackward,
+    /// A logit that is no number.
+    #[error("the logit of token {id} is {logit}")]
+    LogitNotFinite {
+        /// Token.
+        id: u32,
+        /// Its logit.
+        logit: f64,
+    },
     /// A merge target that exists.
     #[error("{path} exists already")]
     OutputExists {
@@ -101,6 +132,10 @@ impl Error {
             Self::WriteWithoutBackward { .. } => "declare the write additive, or ask for gradients above it only".into(),
             Self::EmptyAdapter { .. } => "set layers, e.g. `all` or `8-11`, and modules, e.g. `q,k,v,o,gate,up,down`".into(),
             Self::Rank { .. } => "the paper uses rank 16".into(),
+            Self::TooManyTokens { .. } => "ask for fewer tokens, or shorten the prompt".into(),
+            Self::CacheFull { .. } => "make a cache with more room".into(),
+            Self::CacheWithoutBackward => "run the whole sequence without a cache".into(),
+            Self::LogitNotFinite { .. } => "`unflip inspect MODEL` tells whether a weight is not finite".into(),
             Self::OutputExists { .. } => "choose another folder, or remove this one".into(),
         })
     }

@@ -10,7 +10,7 @@
 
 use super::sites::{Site, SiteKind, SitePlan};
 use super::weights::Layer;
-use super::{Adapter, Error, TextModel, rope_table};
+use super::{Adapter, Error, KvCache, TextModel, rope_table};
 use crate::batch::{AttentionPlan, PackedBatch};
 use crate::ops::attention::AttentionShape;
 use crate::ops::{Backend, Device};
@@ -96,6 +96,7 @@ struct Pass<'a, 'm, D: Backend> {
     reads: BTreeMap<Site, D::Buf>,
     leaves: BTreeMap<Site, Var>,
     geometry: BTreeMap<bool, Geometry<D::Buf>>,
+    cache: Option<&'a mut KvCache<D>>,
 }
 
 impl<D: Device> TextModel<D> {
@@ -108,6 +109,39 @@ impl<D: Device> TextModel<D> {
         device: &'m D,
         batch: &PackedBatch,
         request: ForwardRequest<'_, 'm, D>,
+    ) -> Result<Forward<'m, D>, Error> {
+        self.run(device, batch, request, None)
+    }
+
+    /// As [`Self::forward`] for a batch whose first key rows are in `cache`, and whose own are put there.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; a cache without room; a request for gradients.
+    pub fn forward_cached<'m>(
+        &'m self,
+        device: &'m D,
+        batch: &PackedBatch,
+        request: ForwardRequest<'_, 'm, D>,
+        cache: &mut KvCache<D>,
+    ) -> Result<Forward<'m, D>, Error> {
+        if request.train || !request.sites.gradient.is_empty() {
+            return Err(Error::CacheWithoutBackward);
+        }
+        let (rows, held, capacity) = (batch.rows(), cache.rows(), cache.capacity());
+        if batch.cached != held || held + rows > capacity {
+            return Err(Error::CacheFull { rows, held, capacity });
+        }
+        let forward = self.run(device, batch, request, Some(&mut *cache))?;
+        cache.advance(rows);
+        Ok(forward)
+    }
+
+    fn run<'a, 'm>(
+        &'m self,
+        device: &'m D,
+        batch: &'a PackedBatch,
+        request: ForwardRequest<'a, 'm, D>,
+        cache: Option<&'a mut KvCache<D>>,
     ) -> Result<Forward<'m, D>, Error> {
         let Range { start, end } = request.layers.clone();
         let misplaced = matches!(request.entry, Entry::Embeddings) && start > 0;
@@ -129,6 +163,7 @@ impl<D: Device> TextModel<D> {
             reads: BTreeMap::new(),
             leaves: BTreeMap::new(),
             geometry: BTreeMap::new(),
+            cache,
         };
         let embedded = match request.entry {
             Entry::Embeddings => device.embed(&self.embedding, &batch.ids, self.embed_scale),
@@ -195,7 +230,15 @@ impl<'m, D: Device> Pass<'_, 'm, D> {
             head_dim,
             scale: (1.0 / config.query_pre_attn_scalar.sqrt()) as f32,
         };
-        let attended = self.tape.attention(shape, &plan, q_rotated, k_rotated, v);
+        let attended = match &mut self.cache {
+            None => self.tape.attention(shape, &plan, q_rotated, k_rotated, v),
+            Some(cache) => {
+                let device = self.device;
+                let (keys, values) = cache.extend(device, index, self.tape.value(k_rotated), self.tape.value(v));
+                let output = device.attention(&shape, &plan, self.tape.value(q_rotated), keys, values);
+                self.tape.constant(output.o)
+            }
+        };
         self.release([q_rotated, k_rotated, v]);
         let attended = self.site(attended, index, SiteKind::AttnOut)?;
         let [branch] = self.project(attended, index, [Module::O], answers);
