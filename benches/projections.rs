@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 use unflip::cpu::gemm::{Left, Right, Segment, gemm};
 use unflip::cpu::isa::Isa;
-use unflip::cpu::threads;
+use unflip::cpu::{peak, threads};
 
 /// Name, inputs and outputs.
 const PROJECTIONS: [(&str, usize, usize); 7] = [
@@ -70,57 +70,9 @@ impl Product {
     }
 }
 
-/// Multiply-adds in registers alone: what the cores could do at most, in GFLOP/s.
-fn peak(isa: Isa, pool: &rayon::ThreadPool) -> f64 {
-    let rounds = 2_000_000_u32;
-    let start = Instant::now();
-    let operations: f64 = pool.broadcast(|_| burn(isa, rounds)).into_iter().sum();
-    operations / start.elapsed().as_secs_f64() / 1e9
-}
-
-/// Runs `rounds` rounds of independent multiply-adds and returns the number of operations, 0 where none is written.
-fn burn(isa: Isa, rounds: u32) -> f64 {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `isa` comes from `Isa::best` or `Isa::parse`, so this CPU has it.
-        Isa::Avx2 => unsafe { x86::burn_avx2(rounds) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx512 => unsafe { x86::burn_avx512(rounds) },
-        _ => 0.0,
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps};
-    use std::hint::black_box;
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn burn_avx2(rounds: u32) -> f64 {
-        let (factor, term) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(1.0)));
-        let mut sums = [term; 12];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm256_fmadd_ps(*sum, factor, term);
-            }
-        }
-        black_box(sums);
-        f64::from(rounds) * 12.0 * 16.0
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn burn_avx512(rounds: u32) -> f64 {
-        let (factor, term) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(1.0)));
-        let mut sums = [term; 12];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(*sum, factor, term);
-            }
-        }
-        black_box(sums);
-        f64::from(rounds) * 12.0 * 32.0
-    }
+/// What the threads of a pool could do at most, in GFLOP/s.
+fn peak_of(isa: Isa, pool: &rayon::ThreadPool) -> f64 {
+    pool.install(|| peak::flops(isa, 0.1)) / 1e9
 }
 
 /// The value after `--name`.
@@ -178,8 +130,8 @@ fn main() {
         "threads": pool.current_num_threads(),
         "rows": rows,
         "passes": passes,
-        "peak_one_core_gflops": peak(isa, &one),
-        "peak_gflops": peak(isa, &pool),
+        "peak_one_core_gflops": peak_of(isa, &one),
+        "peak_gflops": peak_of(isa, &pool),
         "products": table,
     });
     println!("{report}");

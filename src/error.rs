@@ -34,6 +34,9 @@ pub enum Error {
     /// Result files.
     #[error(transparent)]
     Eval(#[from] crate::eval::Error),
+    /// A benchmark that computes something wrong.
+    #[error(transparent)]
+    Bench(#[from] crate::bench::Error),
     /// Wrong usage of the command line: exit code 2.
     #[error("{message}")]
     Usage {
@@ -67,6 +70,7 @@ impl Error {
             Self::Model(error) => error.hint(),
             Self::Train(error) => error.hint(),
             Self::Eval(error) => error.hint(),
+            Self::Bench(error) => error.hint(),
             Self::Usage { hint, .. } => hint.clone(),
             Self::Io { path, source, .. } => Some(io_hint(path, source)),
         }

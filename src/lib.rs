@@ -6,10 +6,11 @@
 //! and adapters), [`text`] (tokenizer, chat template, answer ids), [`data`] (prompt groups), [`batch`] (the token tree), [`objective`] (losses),
 //! [`ops`] with [`cpu`] (one layer: contracts and their f64 reference, and what the CPU's side of each operation shares),
 //! [`tape`] (autograd), [`model`] (Gemma 3 written once over [`ops::Device`]), [`machine`] (what computes), [`report`]
-//! (tables), [`train`] (the engine's seam, runs, the loop), [`eval`] (metrics and statistics), [`trace`] (parity output),
+//! (tables), [`profile`] (where time goes), [`train`] (the engine's seam, runs, the loop), [`eval`] (metrics and statistics), [`trace`] (parity output), [`bench`] (how fast),
 //! [`cli`]. `docs/architecture.md` has the picture.
 
 pub mod batch;
+pub mod bench;
 pub mod cli;
 pub mod cpu;
 pub mod data;
@@ -20,6 +21,7 @@ pub mod machine;
 pub mod model;
 pub mod objective;
 pub mod ops;
+pub mod profile;
 pub mod report;
 pub mod tape;
 pub mod text;

@@ -4,7 +4,7 @@
 
 use crate::cpu::{Isa, Unit};
 use serde::Serialize;
-use std::fs;
+use std::{fmt, fs};
 
 /// SHA-256 over the embedded CUDA sources.
 pub const KERNELS_SHA256: &str = env!("UNFLIP_KERNELS_SHA256");
@@ -56,6 +56,48 @@ impl Machine {
     }
 }
 
+/// One level of cache as the first core sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cache {
+    /// Level, from 1.
+    pub level: u32,
+    /// Data, Instruction or Unified.
+    pub kind: String,
+    /// Size.
+    pub bytes: u64,
+    /// Cores that share it.
+    pub shared_by: usize,
+}
+
+impl fmt::Display for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.kind == "Data" { "d" } else { "" };
+        write!(f, "L{}{kind} {} KiB", self.level, self.bytes >> 10)?;
+        if self.shared_by > 1 { write!(f, " shared by {}", self.shared_by) } else { Ok(()) }
+    }
+}
+
+/// Caches that hold data, the nearest first; empty where the system does not tell.
+pub fn caches() -> Vec<Cache> {
+    let one = |index: u32| {
+        let read = |file: &str| {
+            let text = fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{file}")).ok()?;
+            Some(text.trim().to_owned())
+        };
+        let size = read("size")?;
+        let kibibytes: u64 = size.strip_suffix('K')?.parse().ok()?;
+        let shared_by = read("shared_cpu_list").map_or(1, |list| {
+            let width = |range: &str| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                Some(last.parse::<usize>().ok()?.saturating_sub(first.parse().ok()?) + 1)
+            };
+            list.split(',').filter_map(width).sum()
+        });
+        Some(Cache { level: read("level")?.parse().ok()?, kind: read("type")?, bytes: kibibytes << 10, shared_by })
+    };
+    (0..8).map_while(one).filter(|cache| cache.kind != "Instruction").collect()
+}
+
 /// CPU name as the system states it.
 pub fn cpu_name() -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
@@ -64,8 +106,18 @@ pub fn cpu_name() -> Option<String> {
 }
 
 fn meminfo(key: &str) -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    kibibytes("/proc/meminfo", key)
+}
+
+/// The bytes on a line like `key   123 kB`.
+fn kibibytes(file: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
     let line = text.lines().find(|line| line.starts_with(key))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// Most bytes of this process that were in memory at once, mapped files included.
+pub fn peak_resident() -> Option<u64> {
+    kibibytes("/proc/self/status", "VmHWM:")
 }

@@ -4,6 +4,13 @@ use super::{AttentionPlan, KeySpans, PackedBatch, QuerySegment};
 use crate::weights::LayerKind;
 use std::ops::Range;
 
+impl AttentionPlan {
+    /// (query, key) pairs that see each other.
+    pub fn visible_pairs(&self) -> usize {
+        self.spans.iter().map(|s| (s.hi0 - s.lo0 + s.hi1 - s.lo1) as usize).sum()
+    }
+}
+
 impl PackedBatch {
     /// Visible keys of every row on layers of a kind.
     pub fn spans(&self, kind: LayerKind) -> &[KeySpans] {

@@ -3,6 +3,7 @@
 use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
+use super::profile::ProfileArgs;
 use super::trunk::TrunkArgs;
 use crate::data::ReadOptions;
 use crate::eval::{
@@ -74,6 +75,8 @@ pub struct Eval {
     #[command(flatten)]
     trunk: TrunkArgs,
     #[command(flatten)]
+    profile: ProfileArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -108,8 +111,9 @@ impl Eval {
             version: env!("CARGO_PKG_VERSION").into(),
         };
         let (device, out, json) = (self.device.clone(), self.out.clone(), self.json);
+        let profile = self.profile.begin()?;
         let work = Work { arguments: self, checkpoint, adapter, questions, header, pooling };
-        let (evaluation, control) = device.run(work)?;
+        let (evaluation, control) = profile.run(&device, work)?;
         if json {
             let path = out.join("results.json");
             let text = std::fs::read_to_string(&path).map_err(|error| crate::Error::io("read", path, error))?;

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod ask;
+mod bench;
 mod compare;
 mod data;
 mod device;
@@ -16,6 +17,7 @@ mod inspect_adapter;
 mod interrupt;
 mod merge;
 mod model;
+mod profile;
 mod trace;
 mod train;
 mod trunk;
@@ -50,6 +52,8 @@ enum Verb {
     Merge(merge::Merge),
     /// Write logits, hidden states, losses and adapter gradients for parity checks.
     Trace(trace::Trace),
+    /// Time operations and whole steps.
+    Bench(bench::Bench),
 }
 
 /// Runs the command line and prints errors the same way for every verb.
@@ -77,6 +81,7 @@ pub fn main() -> ExitCode {
         Verb::Train(verb) => verb.run(),
         Verb::Merge(verb) => verb.run(),
         Verb::Trace(verb) => verb.run(),
+        Verb::Bench(verb) => verb.run(),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     if let crate::Error::Io { path, source, .. } = &error

@@ -2,6 +2,7 @@
 
 use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
+use super::profile::ProfileArgs;
 use crate::data::{Error, TraceInput};
 use crate::objective::{Objective, Pairs, Pool, Pooling};
 use crate::ops::TrainDevice;
@@ -68,6 +69,8 @@ pub struct Trace {
     #[arg(long)]
     hidden: bool,
     #[command(flatten)]
+    profile: ProfileArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -127,7 +130,8 @@ impl Trace {
         }
         let device = self.device.clone();
         let out = self.out.clone();
-        let tensors = device.run(Work { arguments: self, input, pooling, objective, checkpoint, adapter })?;
+        let profile = self.profile.begin()?;
+        let tensors = profile.run(&device, Work { arguments: self, input, pooling, objective, checkpoint, adapter })?;
         let bytes: Vec<Vec<u8>> =
             tensors.iter().map(|tensor| tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
         let entries: Vec<_> = tensors

@@ -4,6 +4,7 @@ use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::interrupt::Interrupt;
 use super::model::ModelArgs;
+use super::profile::{ProfileArgs, Profiling};
 use super::trunk::TrunkArgs;
 use crate::data::ReadOptions;
 use crate::eval::Question;
@@ -54,6 +55,8 @@ pub struct Train {
     json: bool,
     #[command(flatten)]
     trunk: TrunkArgs,
+    #[command(flatten)]
+    profile: ProfileArgs,
     #[command(flatten)]
     flags: Flags,
 }
@@ -273,6 +276,7 @@ impl Train {
         let data = required(settings.data.train.as_deref(), "--data", "data.train")?.to_owned();
         let model = ModelArgs::named(&model.display().to_string(), &settings.model)?;
         let device = DeviceArgs::named(&settings)?;
+        let profile = self.profile.begin()?;
 
         let (checkpoint, adapter) = model.open()?;
         let scaled = settings.adapter.layers == Layers::Paper;
@@ -311,8 +315,10 @@ impl Train {
         let pooling = prompting.pooling(request.settings.objective.pool);
         let interrupt = Interrupt::catch()?;
         let stopped = interrupt.clone();
-        let summary =
-            device.run(Work { pooling, model, checkpoint, request, out, opening, trunk: self.trunk, interrupt })?;
+        let trunk = self.trunk;
+        let work =
+            Work { pooling, model, checkpoint, request, out, opening, trunk, interrupt, profile: profile.clone() };
+        let summary = profile.run(&device, work)?;
         report(&summary, self.json)?;
         match stopped.caught().filter(|_| summary.steps < summary.total_steps) {
             Some(signal) => Err(Error::Interrupted {
@@ -360,6 +366,7 @@ struct Work {
     opening: Opening,
     trunk: TrunkArgs,
     interrupt: Interrupt,
+    profile: Profiling,
 }
 
 impl OnDevice for Work {
@@ -377,6 +384,7 @@ impl OnDevice for Work {
         let mut bar = ProgressBar::new(settings.total_steps(groups.len()), done);
         let summary = train(&mut trainer, groups, validation, settings, &run, |metrics, timing| {
             bar.step(metrics, timing);
+            self.profile.mark(|| format!("end of step {}", metrics.step));
             match self.interrupt.caught() {
                 Some(_) => ControlFlow::Break(()),
                 None => ControlFlow::Continue(()),

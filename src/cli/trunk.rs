@@ -13,13 +13,13 @@ use std::path::PathBuf;
 pub struct TrunkArgs {
     /// Most to keep in memory, e.g. 512MB; 0 keeps nothing there
     #[arg(long, value_name = "SIZE", default_value = "1GB", value_parser = size)]
-    trunk_cache: u64,
+    pub trunk_cache: u64,
     /// Most to keep on disk, where later runs find it; 0 keeps nothing there
     #[arg(long, value_name = "SIZE", default_value = "4GB", value_parser = size)]
-    trunk_cache_disk: u64,
+    pub trunk_cache_disk: u64,
     /// Folder on disk (default: trunk/ in UNFLIP_CACHE, or in unflip/ of the user's cache folder)
     #[arg(long, value_name = "DIR")]
-    trunk_cache_dir: Option<PathBuf>,
+    pub trunk_cache_dir: Option<PathBuf>,
 }
 
 impl TrunkArgs {
@@ -62,7 +62,7 @@ fn default_folder() -> Option<PathBuf> {
 }
 
 /// Bytes of a size with an optional unit: 0, 300kB, 512MB, 1.5GB (powers of ten).
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let factor = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,

@@ -6,6 +6,9 @@ pub mod device;
 pub mod gemm;
 pub mod isa;
 pub mod lanes;
+pub mod peak;
+#[cfg(feature = "rivals")]
+pub mod rival;
 pub mod rounding;
 pub mod threads;
 mod unit;

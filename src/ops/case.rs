@@ -3,8 +3,9 @@
 //!
 //! Input values lie on a grid of 2⁻¹⁶·scale, so that a finite difference can step by 2⁻⁸·scale without rounding in f32.
 
-use super::TrainDevice;
+use super::{Cost, Pass, TrainDevice};
 use crate::weights::{Dtype, TensorView};
+use std::hint::black_box;
 
 /// One matrix that goes into a case.
 #[derive(Clone, Debug)]
@@ -65,10 +66,42 @@ pub trait Case: Sync {
     fn checks_gradient(&self) -> bool {
         true
     }
-    /// FLOPs of the forward, 0 where memory alone matters.
-    fn flops(&self) -> f64 {
-        0.0
+    /// What a pass costs as [`Case::timed`] runs it, by the contract's own count.
+    fn cost(&self, pass: Pass) -> Cost;
+    /// Rows, inputs and weight `[out, in]` where the case is nothing but x·Wᵀ, which other libraries compute as well.
+    fn plain_product(&self) -> Option<(usize, usize, &TensorView)> {
+        None
     }
+    /// Calls `clock` with one pass of the operation, to be run as often as it likes; what only prepares it (weights, rotary tables,
+    /// the forward that a backward follows) is outside.
+    fn timed<D: TrainDevice>(
+        &self,
+        device: &D,
+        inputs: &[D::Buf],
+        d_outputs: &[D::Buf],
+        pass: Pass,
+        clock: &mut dyn FnMut(&mut dyn FnMut()),
+    ) {
+        match pass {
+            Pass::Forward => clock(&mut || drop(black_box(self.forward(device, inputs)))),
+            Pass::Backward => clock(&mut || drop(black_box(self.backward(device, inputs, d_outputs)))),
+        }
+    }
+}
+
+/// Cases of an operation at sizes that matter for speed.
+pub struct Benchmark<C> {
+    /// The operation, or the variant of it that is timed.
+    pub name: &'static str,
+    /// What its axes are.
+    pub axes: &'static [&'static str],
+    /// The sizes it runs at unless told otherwise: one value per axis each, Gemma 3 270M's with 420 rows (the prefix of 300
+    /// tokens and five suffixes of 24 of the peers' workload).
+    pub points: &'static [&'static [usize]],
+    /// What can be timed.
+    pub passes: &'static [Pass],
+    /// The case at a point; `None` where it makes no sense.
+    pub case: fn(&[usize]) -> Option<C>,
 }
 
 /// Bound of the error of a chain of `roundings` roundings to f32 relative to the largest result among many:

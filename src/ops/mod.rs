@@ -1,4 +1,4 @@
-//! Fused operations, one folder each: `mod.rs` (contract: formula, shapes, cost), `reference.rs` (plain f64 loops, the
+//! Fused operations, one folder each: `mod.rs` (contract: formula, shapes, cost as [`cost`] counts it), `reference.rs` (plain f64 loops, the
 //! oracle of every test), `cpu.rs`, `cases.rs` (shapes for tests, gradient checks and benchmarks).
 //!
 //! [`Device`] is the sum of the forward operations, [`TrainDevice`] adds their backward and the optimiser; a back end that
@@ -15,6 +15,7 @@ pub mod adamw;
 pub mod answer_head;
 pub mod attention;
 pub mod case;
+pub mod cost;
 pub mod embed;
 mod error;
 pub mod geglu;
@@ -23,6 +24,7 @@ pub mod norm;
 pub mod qk_norm_rope;
 pub mod reference;
 
+pub use cost::{Cost, Pass};
 pub use error::Error;
 
 use crate::weights::TensorView;

@@ -151,6 +151,23 @@ impl Table {
         text
     }
 
+    /// Comma-separated values, unrounded, with a header line.
+    pub fn csv(&self) -> String {
+        let quoted = |text: &str| {
+            let plain = !text.contains([',', '"', '\n']);
+            if plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
+        };
+        let value = |cell: &Cell| match cell {
+            Cell::Text(text) => quoted(text),
+            Cell::Integer(number) => number.to_string(),
+            Cell::Number(number, _) | Cell::Percent(number, _) if number.is_finite() => number.to_string(),
+            _ => String::new(),
+        };
+        let header: Vec<String> = self.columns.iter().map(|name| quoted(name)).collect();
+        let rows = self.rows.iter().map(|row| row.iter().map(value).collect::<Vec<_>>().join(","));
+        std::iter::once(header.join(",")).chain(rows).map(|line| line + "\n").collect()
+    }
+
     /// One object a row, unrounded.
     pub fn json(&self) -> Value {
         let record = |row: &Vec<Cell>| -> Map<String, Value> {
@@ -201,6 +218,15 @@ none              –      –    0
 | none         |      – |      – |   0 |
 ";
         assert_eq!(table().markdown(), expected);
+    }
+
+    #[test]
+    fn csv_keeps_what_the_text_rounds_and_quotes_commas() {
+        assert_eq!(table().csv().lines().nth(1), Some("start,0.26,2.0149,100"));
+        assert_eq!(table().csv().lines().last(), Some("none,,,0"));
+        let mut table = Table::new(&["a, b"]);
+        table.row(vec![Cell::text("say \"x\"")]);
+        assert_eq!(table.csv(), "\"a, b\"\n\"say \"\"x\"\"\"\n");
     }
 
     #[test]

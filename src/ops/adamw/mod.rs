@@ -7,7 +7,7 @@ pub mod cases;
 mod cpu;
 mod reference;
 
-use super::Backend;
+use super::{Backend, Cost};
 
 /// Settings of one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,4 +34,14 @@ pub trait AdamW: Backend {
     fn adamw(&self, params: &mut Self::Buf, grads: &Self::Buf, m: &mut Self::Buf, v: &mut Self::Buf, step: &AdamWStep);
     /// Σ g² in f64, in a fixed order.
     fn sum_of_squares(&self, buf: &Self::Buf) -> f64;
+}
+
+/// Of [`AdamW::adamw`] on n parameters.
+pub fn cost(n: usize) -> Cost {
+    Cost::elementwise(n, 14, 7)
+}
+
+/// Of [`AdamW::sum_of_squares`].
+pub fn cost_of_squares(n: usize) -> Cost {
+    Cost::elementwise(n, 2, 1)
 }

@@ -1,9 +1,10 @@
 //! Cases of answer_head.
 
-use super::HeadColumns;
-use crate::ops::TrainDevice;
-use crate::ops::case::{Case, Input, Output, fan_in, input, walk, weight};
+use super::{HeadColumns, cost, cost_backward};
+use crate::ops::case::{Benchmark, Case, Input, Output, fan_in, input, walk, weight};
+use crate::ops::{Cost, Pass, TrainDevice};
 use crate::weights::{Dtype, TensorView};
+use std::hint::black_box;
 
 /// Answer rows against some or all rows of a head.
 pub struct AnswerHeadCase {
@@ -26,13 +27,28 @@ pub fn cases() -> Vec<AnswerHeadCase> {
         (2, 640, 700, None),
     ]
     .into_iter()
-    .map(|(rows, hidden, vocabulary, ids)| AnswerHeadCase {
+    .map(|(rows, hidden, vocabulary, ids)| case(rows, hidden, vocabulary, ids))
+    .collect()
+}
+
+/// Answer rows against `vocab` rows of a head: a quarter of Gemma's vocabulary, which no cache holds.
+pub fn benchmarks() -> Vec<Benchmark<AnswerHeadCase>> {
+    vec![Benchmark {
+        name: "answer_head",
+        axes: &["rows", "hidden", "vocab"],
+        points: &[&[5, 640, 65_536]],
+        passes: &Pass::ALL,
+        case: |at| Some(case(at[0], at[1], at[2], None)),
+    }]
+}
+
+fn case(rows: usize, hidden: usize, vocabulary: usize, ids: Option<Vec<u32>>) -> AnswerHeadCase {
+    AnswerHeadCase {
         rows,
         w: weight("answer_head", "w", Dtype::Bf16, &[hidden], 1.0),
         head: weight("answer_head", "head", Dtype::Bf16, &[vocabulary, hidden], fan_in(hidden)),
         ids,
-    })
-    .collect()
+    }
 }
 
 impl AnswerHeadCase {
@@ -68,8 +84,32 @@ impl Case for AnswerHeadCase {
         walk(self.w.shape[0].max(columns) + 20)
     }
 
-    fn flops(&self) -> f64 {
+    fn cost(&self, pass: Pass) -> Cost {
         let columns = self.ids.as_ref().map_or(self.head.shape[0], Vec::len);
-        2.0 * (self.rows * columns * self.w.shape[0]) as f64
+        let of = match pass {
+            Pass::Forward => cost,
+            Pass::Backward => cost_backward,
+        };
+        of(self.rows, self.w.shape[0], columns, self.head.dtype.size())
+    }
+
+    fn timed<D: TrainDevice>(
+        &self,
+        device: &D,
+        inputs: &[D::Buf],
+        d_outputs: &[D::Buf],
+        pass: Pass,
+        clock: &mut dyn FnMut(&mut dyn FnMut()),
+    ) {
+        let w = device.weight(&self.w).expect("a weight in bf16 or f32");
+        let head = device.weight(&self.head).expect("a head in bf16 or f32");
+        let (h, columns) = (&inputs[0], self.columns());
+        match pass {
+            Pass::Forward => clock(&mut || drop(black_box(device.answer_head(h, &w, EPS, &head, columns)))),
+            Pass::Backward => {
+                let dlogits = &d_outputs[0];
+                clock(&mut || drop(black_box(device.answer_head_backward(dlogits, h, &w, EPS, &head, columns))));
+            }
+        }
     }
 }

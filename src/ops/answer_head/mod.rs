@@ -7,7 +7,8 @@ pub mod cases;
 mod cpu;
 mod reference;
 
-use super::Backend;
+use super::cost::F32;
+use super::{Backend, Cost};
 
 /// Columns of the head to compute.
 #[derive(Clone, Copy, Debug)]
@@ -43,4 +44,18 @@ pub trait AnswerHeadBackward: Backend {
         head: &Self::Weight,
         columns: HeadColumns<'_>,
     ) -> Self::Buf;
+}
+
+/// Of `rows` answer rows against `columns` rows of the head, stored at `weight_bytes` an element.
+pub fn cost(rows: usize, hidden: usize, columns: usize, weight_bytes: usize) -> Cost {
+    super::norm::cost(rows, hidden)
+        + Cost::product(rows, columns, hidden)
+        + Cost::traffic(rows * columns * F32 + columns * hidden * weight_bytes)
+}
+
+/// Of the backward.
+pub fn cost_backward(rows: usize, hidden: usize, columns: usize, weight_bytes: usize) -> Cost {
+    super::norm::cost_backward(rows, hidden)
+        + Cost::product(rows, hidden, columns)
+        + Cost::traffic(rows * columns * F32 + columns * hidden * weight_bytes)
 }

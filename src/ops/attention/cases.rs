@@ -1,9 +1,10 @@
 //! Cases of attention, and a small builder of plans from the rule itself (position by position).
 
-use super::{AttentionOutput, AttentionShape};
+use super::{AttentionOutput, AttentionShape, cost, cost_backward};
 use crate::batch::{AttentionPlan, KeySpans, QuerySegment};
-use crate::ops::TrainDevice;
-use crate::ops::case::{Case, Input, Output, input, walk};
+use crate::ops::case::{Benchmark, Case, Input, Output, input, walk};
+use crate::ops::{Cost, Pass, TrainDevice};
+use std::hint::black_box;
 use std::ops::Range;
 
 /// One tree: lengths of its prefix and suffixes, and the positions of an image in it.
@@ -115,6 +116,26 @@ pub fn cases() -> Vec<AttentionCase> {
     ]
 }
 
+/// One group: a prefix and equal suffixes; a window of 0 is none.
+pub fn benchmarks() -> Vec<Benchmark<AttentionCase>> {
+    vec![Benchmark {
+        name: "attention",
+        axes: &["prefix", "suffix", "phrasings", "heads", "kv_heads", "head_dim", "window"],
+        points: &[&[300, 24, 5, 4, 1, 256, 0], &[300, 24, 5, 4, 1, 256, 128]],
+        passes: &Pass::ALL,
+        case: |at| {
+            let [prefix, suffix, phrasings, heads, kv_heads, head_dim, window] = *at else { return None };
+            let whole = suffix > 0 && kv_heads > 0 && head_dim % 2 == 0 && heads % kv_heads == 0;
+            whole.then(|| AttentionCase {
+                shape: AttentionShape { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() },
+                trees: vec![tree(prefix, &vec![suffix; phrasings], None)],
+                window: (window > 0).then_some(window),
+                queries: Queries::All,
+            })
+        },
+    }]
+}
+
 impl AttentionCase {
     /// Its plan.
     pub fn plan(&self) -> AttentionPlan {
@@ -190,8 +211,29 @@ impl Case for AttentionCase {
         self.shape.head_dim < 100
     }
 
-    fn flops(&self) -> f64 {
-        let pairs: u32 = self.plan().spans.iter().map(|s| s.hi0 - s.lo0 + s.hi1 - s.lo1).sum();
-        4.0 * f64::from(pairs) * (self.shape.heads * self.shape.head_dim) as f64
+    fn cost(&self, pass: Pass) -> Cost {
+        match pass {
+            Pass::Forward => cost(&self.shape, &self.plan()),
+            Pass::Backward => cost_backward(&self.shape, &self.plan()),
+        }
+    }
+
+    fn timed<D: TrainDevice>(
+        &self,
+        device: &D,
+        inputs: &[D::Buf],
+        d_outputs: &[D::Buf],
+        pass: Pass,
+        clock: &mut dyn FnMut(&mut dyn FnMut()),
+    ) {
+        let (shape, plan, [q, k, v]) = (&self.shape, &self.plan(), [0, 1, 2].map(|which| &inputs[which]));
+        match pass {
+            Pass::Forward => clock(&mut || _ = black_box(device.attention(shape, plan, q, k, v).o)),
+            Pass::Backward => {
+                let output = device.attention(shape, plan, q, k, v);
+                let d_o = &d_outputs[0];
+                clock(&mut || _ = black_box(device.attention_backward(shape, plan, q, k, v, &output, d_o).dq));
+            }
+        }
     }
 }

@@ -12,7 +12,8 @@ mod cpu;
 mod cpu_backward;
 mod reference;
 
-use super::Backend;
+use super::cost::F32;
+use super::{Backend, Cost};
 use crate::batch::AttentionPlan;
 
 /// Head layout of a layer.
@@ -73,4 +74,26 @@ pub trait AttentionBackward: Attention {
         output: &AttentionOutput<Self::Buf>,
         d_o: &Self::Buf,
     ) -> AttentionGradients<Self::Buf>;
+}
+
+/// Of the forward: q·kᵀ and p·v over the pairs of the plan that see each other.
+pub fn cost(shape: &AttentionShape, plan: &AttentionPlan) -> Cost {
+    products(shape, plan, 2) + Cost::traffic(F32 * (2 * queries(shape, plan) + 2 * keys(shape, plan)))
+}
+
+/// Of the backward: scores once more, do·vᵀ, dv, dq and dk.
+pub fn cost_backward(shape: &AttentionShape, plan: &AttentionPlan) -> Cost {
+    products(shape, plan, 5) + Cost::traffic(F32 * (4 * queries(shape, plan) + 4 * keys(shape, plan)))
+}
+
+fn products(shape: &AttentionShape, plan: &AttentionPlan, count: usize) -> Cost {
+    Cost::product(plan.visible_pairs(), shape.heads * shape.head_dim, count)
+}
+
+fn queries(shape: &AttentionShape, plan: &AttentionPlan) -> usize {
+    plan.spans.len() * shape.heads * shape.head_dim
+}
+
+fn keys(shape: &AttentionShape, plan: &AttentionPlan) -> usize {
+    plan.key_rows * shape.kv_heads * shape.head_dim
 }

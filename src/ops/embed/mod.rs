@@ -7,10 +7,15 @@ pub mod cases;
 mod cpu;
 mod reference;
 
-use super::Backend;
+use super::{Backend, Cost};
 
 /// Token embedding.
 pub trait Embed: Backend {
     /// `ids` are in range (the packer checks them). Returns `[ids.len(), hidden]`.
     fn embed(&self, table: &Self::Weight, ids: &[u32], scale: f32) -> Self::Buf;
+}
+
+/// Of `tokens` rows, stored at `weight_bytes` an element.
+pub fn cost(tokens: usize, hidden: usize, weight_bytes: usize) -> Cost {
+    Cost::elementwise(tokens * hidden, 1, 1) + Cost::traffic(tokens * hidden * weight_bytes)
 }

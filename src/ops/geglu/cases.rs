@@ -1,7 +1,8 @@
 //! Cases of geglu.
 
-use crate::ops::TrainDevice;
-use crate::ops::case::{Case, Input, Output, input, walk};
+use super::{cost, cost_backward};
+use crate::ops::case::{Benchmark, Case, Input, Output, input, walk};
+use crate::ops::{Cost, Pass, TrainDevice};
 
 /// A matrix of gates.
 pub struct GegluCase {
@@ -15,6 +16,17 @@ pub fn cases() -> Vec<GegluCase> {
     [(1, 1, 1.0), (3, 15, 1.0), (5, 72, 4.0), (2, 2048, 2.0), (3, 4097, 32.0)]
         .map(|(rows, n, scale)| GegluCase { rows, n, scale })
         .into()
+}
+
+/// The MLP's width.
+pub fn benchmarks() -> Vec<Benchmark<GegluCase>> {
+    vec![Benchmark {
+        name: "geglu",
+        axes: &["rows", "n"],
+        points: &[&[420, 2048]],
+        passes: &Pass::ALL,
+        case: |at| Some(GegluCase { rows: at[0], n: at[1], scale: 2.0 }),
+    }]
 }
 
 impl Case for GegluCase {
@@ -47,5 +59,12 @@ impl Case for GegluCase {
     /// A step of 2⁻⁸·32 is too coarse for a difference.
     fn checks_gradient(&self) -> bool {
         self.scale < 8.0
+    }
+
+    fn cost(&self, pass: Pass) -> Cost {
+        match pass {
+            Pass::Forward => cost(self.rows * self.n),
+            Pass::Backward => cost_backward(self.rows * self.n),
+        }
     }
 }

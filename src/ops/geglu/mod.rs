@@ -4,7 +4,7 @@ pub mod cases;
 mod cpu;
 mod reference;
 
-use super::Backend;
+use super::{Backend, Cost};
 
 /// Forward.
 pub trait Geglu: Backend {
@@ -16,4 +16,14 @@ pub trait Geglu: Backend {
 pub trait GegluBackward: Backend {
     /// (dgate, dup).
     fn geglu_backward(&self, dy: &Self::Buf, gate: &Self::Buf, up: &Self::Buf) -> (Self::Buf, Self::Buf);
+}
+
+/// Of the forward on `elements` gates.
+pub fn cost(elements: usize) -> Cost {
+    Cost::elementwise(elements, 9, 3)
+}
+
+/// Of the backward.
+pub fn cost_backward(elements: usize) -> Cost {
+    Cost::elementwise(elements, 18, 5)
 }

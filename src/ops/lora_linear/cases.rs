@@ -1,9 +1,10 @@
 //! Cases of lora_linear.
 
-use super::{Dropout, LinearOutput, LoraTerm, Part};
-use crate::ops::TrainDevice;
-use crate::ops::case::{Case, Input, Output, fan_in, input, walk, weight};
+use super::{Dropout, LinearOutput, LoraTerm, Part, PartShape, cost, cost_backward};
+use crate::ops::case::{Benchmark, Case, Input, Output, fan_in, input, walk, weight};
+use crate::ops::{Cost, Pass, TrainDevice};
 use crate::weights::{Dtype, TensorView};
+use std::hint::black_box;
 
 /// One input through some projections.
 pub struct LoraLinearCase {
@@ -50,7 +51,42 @@ pub fn cases() -> Vec<LoraLinearCase> {
     ]
 }
 
+/// The products of a layer: with their branches as training runs them, and each alone (rank 0), which other libraries can be
+/// held against. Parts of no outputs are left out.
+pub fn benchmarks() -> Vec<Benchmark<LoraLinearCase>> {
+    vec![Benchmark {
+        name: "lora_linear",
+        axes: &["rows", "in", "out", "out2", "out3", "rank"],
+        points: &[
+            &[420, 640, 1024, 256, 256, 16],
+            &[420, 1024, 640, 0, 0, 16],
+            &[420, 640, 2048, 2048, 0, 16],
+            &[420, 2048, 640, 0, 0, 16],
+            &[420, 640, 1024, 0, 0, 0],
+            &[420, 640, 256, 0, 0, 0],
+            &[420, 1024, 640, 0, 0, 0],
+            &[420, 640, 2048, 0, 0, 0],
+            &[420, 2048, 640, 0, 0, 0],
+        ],
+        passes: &Pass::ALL,
+        case: |at| {
+            let rank = (at[5] > 0).then_some(at[5]);
+            let parts: Vec<_> = at[2..5].iter().filter(|&&out| out > 0).map(|&out| (out, rank)).collect();
+            (!parts.is_empty() && at[1] > 0).then(|| case(at[0], at[1], &parts, 0.0, Dtype::Bf16))
+        },
+    }]
+}
+
 impl LoraLinearCase {
+    fn shapes(&self) -> Vec<PartShape> {
+        let shape = |(weight, rank): &(TensorView, Option<usize>)| PartShape {
+            outputs: weight.shape[0],
+            rank: rank.unwrap_or(0),
+            weight_bytes: weight.dtype.size(),
+        };
+        self.parts.iter().map(shape).collect()
+    }
+
     /// Offsets of A and B of every adapted part, and the length of the flat buffer.
     pub fn layout(&self) -> (Vec<Option<(usize, usize)>>, usize) {
         let mut end = 0;
@@ -143,9 +179,39 @@ impl Case for LoraLinearCase {
         self.inputs < 100
     }
 
-    fn flops(&self) -> f64 {
-        let product = |outputs: usize, rank: usize| self.inputs * outputs + rank * (self.inputs + outputs);
-        let macs: usize = self.parts.iter().map(|(weight, rank)| product(weight.shape[0], rank.unwrap_or(0))).sum();
-        2.0 * (self.rows * macs) as f64
+    fn plain_product(&self) -> Option<(usize, usize, &TensorView)> {
+        match &self.parts[..] {
+            [(weight, None)] => Some((self.rows, self.inputs, weight)),
+            _ => None,
+        }
+    }
+
+    fn cost(&self, pass: Pass) -> Cost {
+        match pass {
+            Pass::Forward => cost(self.rows, self.inputs, &self.shapes()),
+            Pass::Backward => cost_backward(self.rows, self.inputs, &self.shapes(), true, true),
+        }
+    }
+
+    fn timed<D: TrainDevice>(
+        &self,
+        device: &D,
+        inputs: &[D::Buf],
+        d_outputs: &[D::Buf],
+        pass: Pass,
+        clock: &mut dyn FnMut(&mut dyn FnMut()),
+    ) {
+        let (x, params) = (&inputs[0], &inputs[1]);
+        self.with_parts(device, params, |parts| match pass {
+            Pass::Forward => clock(&mut || _ = black_box(device.lora_linear(x, parts).y)),
+            Pass::Backward => {
+                let su = device.lora_linear(x, parts).su;
+                let dy: Vec<&D::Buf> = d_outputs.iter().collect();
+                let mut grads = device.zeros(1, self.layout().1);
+                clock(&mut || {
+                    drop(black_box(device.lora_linear_backward(&dy, Some(x), &su, parts, Some(&mut grads), true)));
+                });
+            }
+        });
     }
 }

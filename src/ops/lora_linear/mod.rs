@@ -11,7 +11,8 @@ mod cpu;
 pub mod philox;
 mod reference;
 
-use super::Backend;
+use super::cost::F32;
+use super::{Backend, Cost};
 use crate::weights::Module;
 
 /// Dropout of one adapted module: Philox4x32-10, key = (seed lo, seed hi), counter = (column/4, packed row within the group,
@@ -105,4 +106,53 @@ pub trait LoraLinearBackward: LoraLinear {
         grads: Option<&mut Self::Buf>,
         need_dx: bool,
     ) -> Option<Self::Buf>;
+}
+
+/// A part's shape, as its cost depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartShape {
+    /// Rows of W.
+    pub outputs: usize,
+    /// r; 0 without a branch.
+    pub rank: usize,
+    /// Bytes of a stored element of W.
+    pub weight_bytes: usize,
+}
+
+/// Of the forward on x `[rows, inputs]`.
+pub fn cost(rows: usize, inputs: usize, parts: &[PartShape]) -> Cost {
+    let part = |part: &PartShape| {
+        let PartShape { outputs, rank, weight_bytes } = *part;
+        Cost::product(rows, inputs, outputs)
+            + Cost::product(rows, inputs + outputs, rank)
+            + Cost::traffic(outputs * inputs * weight_bytes)
+            + Cost::traffic(F32 * (rows * outputs + rank * (inputs + outputs) + rows * rank))
+    };
+    Cost::traffic(F32 * rows * inputs) + parts.iter().map(part).sum()
+}
+
+/// Of the backward, with dx or without, and with the branches' gradients (`grads`) or without.
+pub fn cost_backward(rows: usize, inputs: usize, parts: &[PartShape], need_dx: bool, grads: bool) -> Cost {
+    let adapted = parts.iter().any(|part| part.rank > 0);
+    let part = |part: &PartShape| {
+        let PartShape { outputs, rank, weight_bytes } = *part;
+        let mut cost = Cost::traffic(F32 * rows * outputs);
+        if need_dx {
+            cost += Cost::product(rows, inputs, outputs) + Cost::product(rows, inputs, rank);
+            cost += Cost::traffic(outputs * inputs * weight_bytes);
+        }
+        if rank > 0 {
+            // du = dy·B, which both dA and dx need.
+            cost += Cost::product(rows, outputs, rank) + Cost::traffic(F32 * rank * outputs);
+            cost += Cost::traffic(F32 * rank * inputs);
+        }
+        if grads && rank > 0 {
+            cost += Cost::product(rows, outputs + inputs, rank);
+            cost += Cost::traffic(F32 * (rows * rank + rank * (inputs + outputs)));
+        }
+        cost
+    };
+    let x = if grads && adapted { F32 * rows * inputs } else { 0 };
+    let dx = if need_dx { F32 * rows * inputs } else { 0 };
+    Cost::traffic(x + dx) + parts.iter().map(part).sum()
 }

@@ -8,7 +8,7 @@ pub mod cases;
 pub(crate) mod cpu;
 pub(crate) mod reference;
 
-use super::Backend;
+use super::{Backend, Cost};
 
 /// Forward.
 pub trait Norm: Backend {
@@ -24,4 +24,19 @@ pub trait Norm: Backend {
 pub trait NormBackward: Backend {
     /// dx `[T, n]` for y = norm(x).
     fn norm_backward(&self, dy: &Self::Buf, x: &Self::Buf, w: &Self::Weight, eps: f32) -> Self::Buf;
+}
+
+/// Of [`Norm::norm`] and [`Norm::branch_norm`] on `rows` rows of `n`.
+pub fn cost(rows: usize, n: usize) -> Cost {
+    Cost::elementwise(rows * n, 4, 2)
+}
+
+/// Of [`Norm::norm_add`].
+pub fn cost_add(rows: usize, n: usize) -> Cost {
+    Cost::elementwise(rows * n, 5, 3)
+}
+
+/// Of [`NormBackward::norm_backward`].
+pub fn cost_backward(rows: usize, n: usize) -> Cost {
+    Cost::elementwise(rows * n, 10, 3)
 }

@@ -10,7 +10,8 @@ pub mod cases;
 mod cpu;
 mod reference;
 
-use super::Backend;
+use super::cost::F32;
+use super::{Backend, Cost};
 
 /// Forward.
 pub trait QkNormRope: Backend {
@@ -30,4 +31,14 @@ pub trait QkNormRopeBackward: Backend {
         rope: &Self::Buf,
         head_dim: usize,
     ) -> Self::Buf;
+}
+
+/// Of the forward on `rows` rows of `heads` heads.
+pub fn cost(rows: usize, heads: usize, head_dim: usize) -> Cost {
+    Cost::elementwise(rows * heads * head_dim, 7, 2) + Cost::traffic(rows * head_dim * F32)
+}
+
+/// Of the backward.
+pub fn cost_backward(rows: usize, heads: usize, head_dim: usize) -> Cost {
+    Cost::elementwise(rows * heads * head_dim, 13, 3) + Cost::traffic(rows * head_dim * F32)
 }
