@@ -26,7 +26,7 @@ pub use crate::tape::Columns as AnswerColumns;
 
 /// Losses and adapter gradient of one leaf.
 pub struct Leaf<B> {
-    /// One per group.
+    /// One per group, without `dlogits`: the gradient holds them.
     pub losses: Vec<GroupLoss>,
     /// ∂(Σ group losses)/∂parameters, flat.
     pub gradient: B,
@@ -297,10 +297,18 @@ impl<D: TrainDevice> Engine<D> {
         let (rows, width) = self.device.shape(tape.value(logits));
         let values = self.device.download(tape.value(logits));
 
-        let losses = self.group_losses(batch, targets, objective, &columns, &values, width);
-        let seed: Vec<f32> = losses.iter().flat_map(|loss| &loss.dlogits).map(|&value| value as f32).collect();
+        let mut losses = self.group_losses(batch, targets, objective, &columns, &values, width);
+        // Rows of the whole vocabulary are large, and the backward pass is where a step needs most memory: no copy outlives this.
+        drop(values);
+        let seed = {
+            let mut seed = Vec::with_capacity(rows * width);
+            for loss in &mut losses {
+                seed.extend(std::mem::take(&mut loss.dlogits).into_iter().map(|value| value as f32));
+            }
+            self.device.upload(rows, width, &seed)
+        };
         let mut gradient = self.device.zeros(1, adapter.layout.len());
-        tape.backward(logits, self.device.upload(rows, width, &seed), Some(&mut gradient));
+        tape.backward(logits, seed, Some(&mut gradient));
         Ok(Leaf { losses, gradient })
     }
 
