@@ -9,7 +9,9 @@ and adapter in bf16, prefix once. √hidden, the factor on embeddings, is the on
     tools/bf16_accuracy.py MODEL [--groups 16] [--gradient-groups 6] [--data FILE]... [--isa NAME] [--out docs/benchmarks/bf16-accuracy.json]
 
 Prints a table: error of a margin (absolute), of a group's whole gradient and of each of its tensors (‖bf16 − f32‖ / ‖f32‖), at the mean,
-99th percentile and maximum; then every answer that differs from f32. `--peer-logits f32` gives the peer f32 answer rows. Needs torch,
+99th percentile and maximum; then every answer that differs from f32. `--peer-logits f32` gives the peer f32 answer rows. Where a CPU has
+no bf16 instructions torch's bf16 products take several times as long as f32 ones; `--peer-linear f32-sums` computes the linear layers' products as f32
+products of the widened operands, rounded once to bf16, which is what a bf16 GEMM with f32 accumulation computes. Needs torch,
 transformers, peft (tools/peer/requirements.txt) and target/release/unflip. Exit code 1 if a 99th percentile of unflip's is above the peer's.
 """
 
@@ -56,6 +58,35 @@ def token_groups(model, files, count):
                        "label": "Yes" if group["answer"] == "yes" else "No", "image": None})
     answers = {name: tokenizer.token_to_id(name) for name in ("Yes", "No")}
     return {"lambda": LAMBDA, "answer_ids": answers, "groups": groups}
+
+
+class LinearInF32Sums(torch.autograd.Function):
+    """A bf16 linear layer whose three products are f32 sums, each rounded once."""
+
+    @staticmethod
+    def forward(context, x, weight):
+        context.save_for_backward(x, weight)
+        return (x.float() @ weight.float().T).bfloat16()
+
+    @staticmethod
+    def backward(context, dy):
+        x, weight = context.saved_tensors
+        dy = dy.float()
+        dx = (dy @ weight.float()).bfloat16() if context.needs_input_grad[0] else None
+        dw = (dy.flatten(0, -2).T @ x.float().flatten(0, -2)).bfloat16() if context.needs_input_grad[1] else None
+        return dx, dw
+
+
+def linear_in_f32_sums():
+    """Puts it in the place of torch's for bf16 layers without bias, which all of Gemma 3's and LoRA's are."""
+    own = F.linear
+
+    def linear(x, weight, bias=None):
+        if weight.dtype == torch.bfloat16 and x.dtype == torch.bfloat16 and bias is None:
+            return LinearInF32Sums.apply(x, weight)
+        return own(x, weight, bias)
+
+    F.linear = linear
 
 
 def peft_model(model, dtype, attn, threads, adapter=None, save=None):
@@ -160,9 +191,12 @@ def main():
     parser.add_argument("--isa", help="of unflip in bf16")
     parser.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
     parser.add_argument("--peer-logits", choices=["bf16", "f32"], default="bf16")
+    parser.add_argument("--peer-linear", choices=["torch", "f32-sums"], default="torch")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out")
     a = parser.parse_args()
+    if a.peer_linear == "f32-sums":
+        linear_in_f32_sums()
     files = a.data or sorted(ROOT.glob("assets/reports/reports-*.jsonl"))
     data = token_groups(a.model, files, a.groups)
     count = min(a.gradient_groups, len(data["groups"]))
@@ -184,7 +218,7 @@ def main():
         "cpu": next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), None),
         "groups": len(data["groups"]), "phrasings": sum(len(g["suffixes"]) for g in data["groups"]), "gradient_groups": count,
         "tokens": sum(len(g["prefix"]) + sum(map(len, g["suffixes"])) for g in data["groups"]),
-        "units": {"f32": unit_f32, "bf16": unit, "peer": f"torch {torch.__version__}, {a.attn}, prefix cache, {a.peer_logits} answer rows"},
+        "units": {"f32": unit_f32, "bf16": unit, "peer": f"torch {torch.__version__}, {a.attn}, prefix cache, {a.peer_linear} linear layers, {a.peer_logits} answer rows"},
         "seconds": {"unflip f32": seconds_f32, "unflip bf16": seconds},
         "unflip bf16 against its f32": compare(ours_bf16, ours_f32, data),
         "peer bf16 against its f32": compare(peer_bf16, peer_f32, data),
