@@ -2,6 +2,7 @@
 
 use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
+use super::memory;
 use super::model::ModelArgs;
 use super::profile::{ProfileArgs, Profiling};
 use super::trunk::TrunkArgs;
@@ -54,7 +55,7 @@ pub struct Train {
 /// Flags of settings, each named after its key.
 #[derive(Args, Default)]
 #[command(next_help_heading = "Settings")]
-struct Flags {
+pub struct Flags {
     /// Model folder, or org/name in the local Hugging Face cache [model.path]
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
@@ -175,6 +176,16 @@ struct Flags {
 }
 
 impl Flags {
+    /// The settings of `config`, or the defaults, with the given flags in place, resolved.
+    ///
+    /// # Errors
+    /// A file that cannot be read; an unknown or impossible setting.
+    pub fn settings(&self, config: Option<&Path>) -> crate::Result<Settings> {
+        let mut settings = config.map_or_else(|| Ok(Settings::default()), Settings::read)?;
+        settings.override_with(&self.given()).map_err(with_flag)?;
+        Ok(settings.resolve()?)
+    }
+
     /// (key, value) of every flag that was given.
     fn given(&self) -> Vec<(&'static str, &str)> {
         let all = [
@@ -228,12 +239,7 @@ impl Train {
     /// # Errors
     /// Anything wrong with settings, model, data or the run directory.
     pub fn run(self) -> crate::Result<()> {
-        let mut settings = match &self.config {
-            Some(path) => Settings::read(path)?,
-            None => Settings::default(),
-        };
-        settings.override_with(&self.flags.given()).map_err(with_flag)?;
-        let mut settings = settings.resolve()?;
+        let mut settings = self.flags.settings(self.config.as_deref())?;
         if self.print_config {
             let text = toml::to_string(&settings.to_table()).expect("settings are plain values");
             return super::out(&text);
@@ -269,6 +275,8 @@ impl Train {
             settings,
             identity,
         };
+        let RunRequest { adapter, settings, groups, .. } = &request;
+        memory::check_training(&device, settings, &checkpoint, adapter.as_ref(), groups, self.trunk.trunk_cache)?;
         let opening = match self.resume {
             true => Opening::Resume { other_unit: self.other_unit },
             false => Opening::New,
