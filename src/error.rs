@@ -34,6 +34,9 @@ pub enum Error {
     /// Result files.
     #[error(transparent)]
     Eval(#[from] crate::eval::Error),
+    /// More memory than there is.
+    #[error(transparent)]
+    Estimate(#[from] crate::estimate::Error),
     /// A benchmark that computes something wrong.
     #[error(transparent)]
     Bench(#[from] crate::bench::Error),
@@ -70,6 +73,7 @@ impl Error {
             Self::Model(error) => error.hint(),
             Self::Train(error) => error.hint(),
             Self::Eval(error) => error.hint(),
+            Self::Estimate(error) => error.hint(),
             Self::Bench(error) => error.hint(),
             Self::Usage { hint, .. } => hint.clone(),
             Self::Io { path, source, .. } => Some(io_hint(path, source)),

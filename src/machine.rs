@@ -4,6 +4,7 @@
 
 use crate::cpu::{Isa, Unit};
 use serde::Serialize;
+use std::path::Path;
 use std::{fmt, fs};
 
 /// SHA-256 over the embedded CUDA sources.
@@ -117,7 +118,98 @@ fn kibibytes(file: &str, key: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Memory that this process can still get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Bytes, those that the system can free included.
+    pub available: u64,
+    /// What sets them.
+    pub limit: &'static str,
+}
+
+/// The least of what the system and the limits of this process's control groups leave; `None` where neither can be read.
+pub fn memory() -> Option<Memory> {
+    let system = meminfo("MemAvailable:").map(|available| Memory { available, limit: "free on this machine" });
+    let cgroup =
+        cgroup_available(Path::new("/sys/fs/cgroup"), &fs::read_to_string("/proc/self/cgroup").unwrap_or_default());
+    let cgroup = cgroup.map(|available| Memory { available, limit: "by the limit of its control group" });
+    system.into_iter().chain(cgroup).min_by_key(|memory| memory.available)
+}
+
+/// What is left below the tightest limit on the way from this process's control group to the root, in either version of the file
+/// system, whose mount is `root`. `own` is the text of /proc/self/cgroup.
+fn cgroup_available(root: &Path, own: &str) -> Option<u64> {
+    // (hierarchy, limit, usage, what of the usage can be dropped)
+    let versions = own.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let path = path.trim_start_matches('/');
+        match controllers {
+            "" => Some((root.to_path_buf(), path, ["memory.max", "memory.current", "inactive_file"])),
+            "memory" => Some((
+                root.join("memory"),
+                path,
+                ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"],
+            )),
+            _ => None,
+        }
+    });
+    let mut least = None;
+    for (hierarchy, path, [limit, usage, droppable]) in versions {
+        for folder in Path::new(path).ancestors().map(|folder| hierarchy.join(folder)) {
+            let number = |file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
+            // `max`, a number beyond any memory or no file: no limit here.
+            let Some(limit) = number(limit).filter(|&limit| limit < 1 << 60) else { continue };
+            let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+            let dropped = stat.lines().find_map(|line| line.strip_prefix(droppable)?.trim().parse::<u64>().ok());
+            let left = limit.saturating_sub(number(usage).unwrap_or(0).saturating_sub(dropped.unwrap_or(0)));
+            least = Some(least.map_or(left, |least: u64| least.min(left)));
+        }
+    }
+    least
+}
+
 /// Most bytes of this process that were in memory at once, mapped files included.
 pub fn peak_resident() -> Option<u64> {
     kibibytes("/proc/self/status", "VmHWM:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tightest_control_group_counts_in_either_version() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let own = "0::/a/b\n";
+        write("a/b/memory.max", "max\n");
+        assert_eq!(cgroup_available(root.path(), own), None);
+        write("a/memory.max", "1000\n");
+        write("a/memory.current", "700\n");
+        write("a/memory.stat", "anon 500\nfile 200\ninactive_file 150\n");
+        assert_eq!(cgroup_available(root.path(), own), Some(1000 - 700 + 150));
+        write("a/b/memory.max", "200\n");
+        assert_eq!(cgroup_available(root.path(), own), Some(200));
+        let own = "4:memory:/x\n1:cpu:/\n0::/\n";
+        write("memory/x/memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(cgroup_available(root.path(), own), None);
+        write("memory/x/memory.limit_in_bytes", "4096\n");
+        write("memory/x/memory.usage_in_bytes", "5000\n");
+        assert_eq!(cgroup_available(root.path(), own), Some(0));
+        assert_eq!(cgroup_available(root.path(), ""), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_process_has_memory_and_caches_have_levels() {
+        assert!(memory().is_some_and(|memory| memory.available > 0));
+        assert!(peak_resident().is_some_and(|bytes| bytes > 1 << 20));
+        let caches = caches();
+        assert!(caches.is_sorted_by_key(|cache| cache.level), "{caches:?}");
+    }
 }

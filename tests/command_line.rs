@@ -6,7 +6,7 @@ mod command;
 use command::Place;
 use serde_json::Value;
 
-const VERBS: [&str; 8] = ["doctor", "inspect", "ask", "eval", "compare", "train", "merge", "trace"];
+const VERBS: [&str; 9] = ["doctor", "inspect", "ask", "eval", "compare", "train", "merge", "trace", "bench"];
 const EVAL: &str = "eval --model model --data data.jsonl --resamples 50 --out";
 const TRAIN: &str =
     "train --model model --data data.jsonl --batch-groups 2 --rank 2 --lr 1e-3 --checkpoint-every 1 --out";

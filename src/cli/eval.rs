@@ -6,10 +6,12 @@ use super::model::ModelArgs;
 use super::profile::ProfileArgs;
 use super::trunk::TrunkArgs;
 use crate::data::ReadOptions;
+use crate::estimate::Task;
 use crate::eval::{
     BATCH_SIZES, BatchingControl, Estimate, EvalSettings, Evaluation, Header, METRICS, MetricSet, ProgressBar,
     Question, batching_control, evaluate, record_batching,
 };
+use crate::model::LoraLayout;
 use crate::objective::Pooling;
 use crate::ops::TrainDevice;
 use crate::report::{Cell, Table, progress_bar};
@@ -110,6 +112,18 @@ impl Eval {
             unit: String::new(),
             version: env!("CARGO_PKG_VERSION").into(),
         };
+        let layout = adapter.as_ref().map(|file| LoraLayout::from_file(&checkpoint.config.text, file)).transpose()?;
+        let groups: Vec<_> = questions.iter().map(|question| question.group.clone()).collect();
+        let task = Task {
+            checkpoint: &checkpoint,
+            layout: layout.as_ref(),
+            groups: &groups,
+            share_prefix: !self.no_sharing,
+            groups_per_batch: self.groups_per_batch,
+            trunk_budget: self.trunk.trunk_cache,
+            training: None,
+        };
+        super::memory::check(&self.device, &task)?;
         let (device, out, json) = (self.device.clone(), self.out.clone(), self.json);
         let profile = self.profile.begin()?;
         let work = Work { arguments: self, checkpoint, adapter, questions, header, pooling };

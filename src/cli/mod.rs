@@ -15,6 +15,7 @@ mod eval;
 mod inspect;
 mod inspect_adapter;
 mod interrupt;
+mod memory;
 mod merge;
 mod model;
 mod profile;
@@ -37,7 +38,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Verb {
     /// Say what this machine offers: CPU, instruction sets, threads, memory, CUDA.
-    Doctor(doctor::Doctor),
+    Doctor(Box<doctor::Doctor>),
     /// Describe a model folder or an adapter.
     Inspect(inspect::Inspect),
     /// Ask one question in several phrasings: margins side by side, flips marked.

@@ -3,6 +3,7 @@
 use super::data::Prompting;
 use super::device::{DeviceArgs, OnDevice};
 use super::interrupt::Interrupt;
+use super::memory;
 use super::model::ModelArgs;
 use super::profile::{ProfileArgs, Profiling};
 use super::trunk::TrunkArgs;
@@ -64,7 +65,7 @@ pub struct Train {
 /// Flags of settings, each named after its key.
 #[derive(Args, Default)]
 #[command(next_help_heading = "Settings")]
-struct Flags {
+pub struct Flags {
     /// Model folder, or org/name in the local Hugging Face cache [model.path]
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
@@ -201,6 +202,21 @@ struct Flags {
 }
 
 impl Flags {
+    /// The defaults, or those of `preset`, with the settings of `config` and the given flags in place, resolved.
+    ///
+    /// # Errors
+    /// A file that cannot be read; an unknown or impossible setting.
+    pub fn settings(&self, preset: Option<&str>, config: Option<&Path>) -> crate::Result<Settings> {
+        let preset = PRESETS.into_iter().find(|(name, _)| Some(*name) == preset);
+        let settings = preset.map_or_else(Settings::default, |(_, preset)| Settings::preset(preset));
+        let mut settings = match config {
+            Some(path) => settings.overridden_by(path)?,
+            None => settings,
+        };
+        settings.override_with(&self.given()).map_err(with_flag)?;
+        Ok(settings.resolve()?)
+    }
+
     /// (key, value) of every flag that was given.
     fn given(&self) -> Vec<(&'static str, &str)> {
         let all = [
@@ -259,14 +275,7 @@ impl Train {
     /// # Errors
     /// Anything wrong with settings, model, data or the run directory.
     pub fn run(self) -> crate::Result<()> {
-        let preset = PRESETS.into_iter().find(|(name, _)| Some(*name) == self.preset.as_deref());
-        let settings = preset.map_or_else(Settings::default, |(_, preset)| Settings::preset(preset));
-        let mut settings = match &self.config {
-            Some(path) => settings.overridden_by(path)?,
-            None => settings,
-        };
-        settings.override_with(&self.flags.given()).map_err(with_flag)?;
-        let mut settings = settings.resolve()?;
+        let mut settings = self.flags.settings(self.preset.as_deref(), self.config.as_deref())?;
         if self.print_config {
             let text = toml::to_string(&settings.to_table()).expect("settings are plain values");
             return super::out(&text);
@@ -308,6 +317,8 @@ impl Train {
             settings,
             identity,
         };
+        let RunRequest { adapter, settings, groups, .. } = &request;
+        memory::check_training(&device, settings, &checkpoint, adapter.as_ref(), groups, self.trunk.trunk_cache)?;
         let opening = match self.resume {
             true => Opening::Resume { other_unit: self.other_unit },
             false => Opening::New,

@@ -109,6 +109,15 @@ impl LoraLayout {
         self.slots.is_empty()
     }
 
+    /// The layout of the slots in layers from `first` on alone.
+    pub fn from_layer(&self, first: usize) -> Self {
+        let mut layout = Self { slots: Vec::new(), len: 0 };
+        for slot in self.slots.iter().filter(|slot| slot.layer >= first) {
+            layout.push(slot.layer, slot.module, slot.rank, slot.scale, slot.inputs, slot.outputs);
+        }
+        layout
+    }
+
     /// The slot of a projection, if it is adapted.
     pub fn slot(&self, layer: usize, module: Module) -> Option<LoraSlot> {
         let found = self.slots.binary_search_by(|slot| (slot.layer, slot.module).cmp(&(layer, module)));

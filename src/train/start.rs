@@ -59,6 +59,21 @@ impl Settings {
         Ok(template)
     }
 
+    /// The shape of a new adapter for a model of `layers` layers.
+    ///
+    /// # Errors
+    /// Layers that the model lacks.
+    pub fn lora(&self, layers: usize) -> Result<LoraSettings, Error> {
+        let AdapterSettings { modules, layers: adapted, rank, alpha, rslora, .. } = &self.adapter;
+        Ok(LoraSettings {
+            layers: adapted.resolve(layers)?.into_iter().collect(),
+            modules: modules.iter().copied().collect(),
+            rank: *rank,
+            alpha: *alpha,
+            rslora: *rslora,
+        })
+    }
+
     /// Takes the shape of `file`, for a model of `layers` layers.
     fn adopt(&mut self, file: &AdapterFile, layers: usize) -> Result<(), Error> {
         let every = |found: &[usize]| found.iter().copied().eq(0..layers);
@@ -200,22 +215,15 @@ fn new_adapter<D: TrainDevice>(
     checkpoint: &Checkpoint,
     settings: &Settings,
 ) -> Result<(Adapter<D>, AdapterConfig)> {
-    let AdapterSettings { modules, layers, rank, alpha, rslora, .. } = &settings.adapter;
     let model = &engine.model.config;
-    let layers = layers.resolve(model.num_hidden_layers)?;
-    let lora = LoraSettings {
-        layers: layers.iter().copied().collect(),
-        modules: modules.iter().copied().collect(),
-        rank: *rank,
-        alpha: *alpha,
-        rslora: *rslora,
-    };
+    let lora = settings.lora(model.num_hidden_layers)?;
     let layout = LoraLayout::from_settings(model, &lora)?;
     let naming = match checkpoint.config.vision {
         None => Naming::CausalLm,
         Some(_) => Naming::ConditionalGeneration,
     };
     let modules: Vec<_> = lora.modules.iter().copied().collect();
+    let layers: Vec<_> = lora.layers.iter().copied().collect();
     let mut config = AdapterConfig::new(naming, lora.rank, lora.alpha, &modules, &layers);
     config.use_rslora = lora.rslora;
     Ok((Adapter::new(&engine.device, layout, settings.run.seed), config))
