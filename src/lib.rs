@@ -6,7 +6,7 @@
 //! and adapters), [`text`] (tokenizer, chat template, answer ids), [`data`] (prompt groups), [`batch`] (the token tree), [`objective`] (losses),
 //! [`ops`] with [`cpu`] (one layer: contracts and their f64 reference, and what the CPU's side of each operation shares),
 //! [`tape`] (autograd), [`model`] (Gemma 3 written once over [`ops::Device`]), [`machine`] (what computes), [`report`]
-//! (tables), [`profile`] (where time goes), [`train`] (the engine's seam, runs, the loop), [`eval`] (metrics and statistics), [`trace`] (parity output), [`estimate`] (what a task will take), [`bench`] (how fast),
+//! (tables), [`profile`] (where time goes), [`train`] (the engine's seam, runs, the loop), [`eval`] (metrics and statistics), [`trace`] (parity output), [`estimate`] (what a task will take), [`mod@bench`] (how fast),
 //! [`cli`]. `docs/architecture.md` has the picture.
 
 pub mod batch;
