@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 use unflip::cpu::gemm::{Left, Right, Segment, gemm};
 use unflip::cpu::isa::Isa;
-use unflip::cpu::{peak, threads};
+use unflip::cpu::{Unit, peak, threads};
 
 /// Name, inputs and outputs.
 const PROJECTIONS: [(&str, usize, usize); 7] = [
@@ -72,7 +72,7 @@ impl Product {
 
 /// What the threads of a pool could do at most, in GFLOP/s.
 fn peak_of(isa: Isa, pool: &rayon::ThreadPool) -> f64 {
-    pool.install(|| peak::flops(isa, 0.1)) / 1e9
+    pool.install(|| peak::flops(Unit::F32, isa, 0.1)) / 1e9
 }
 
 /// The value after `--name`.

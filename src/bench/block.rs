@@ -2,17 +2,17 @@
 
 use super::Provider;
 use crate::cpu::peak::{Peaks, bandwidth, flops};
-use crate::cpu::{Isa, threads};
+use crate::cpu::threads;
 use crate::machine::{Cache, KERNELS_SHA256, caches, cpu_name};
 use crate::ops::Error;
 use crate::report::{Cell, Table};
 use serde::Serialize;
 
-/// The peak multiply-add rate of an instruction set.
+/// The peak multiply-add rate of an instruction set in f32, or of a bf16 unit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct IsaPeak {
-    /// Its name.
-    pub isa: &'static str,
+pub struct UnitPeak {
+    /// Its name as a provider.
+    pub provider: &'static str,
     /// FLOP/s of one thread.
     pub one_thread: f64,
     /// FLOP/s of all threads.
@@ -32,10 +32,8 @@ pub struct DeviceBlock {
     pub caches: Vec<Cache>,
     /// Threads that compute.
     pub threads: usize,
-    /// Precision.
-    pub precision: &'static str,
-    /// Peaks, narrowest instruction set first.
-    pub peaks: Vec<IsaPeak>,
+    /// Peaks, the slowest first.
+    pub peaks: Vec<UnitPeak>,
     /// Bytes/s read from memory by all threads.
     pub bandwidth: f64,
     /// Other processes' load in the last minute.
@@ -58,11 +56,16 @@ impl DeviceBlock {
             })
         };
         let (one, all) = (pool(1)?, pool(threads)?);
-        let peaks = Isa::available().into_iter().map(|isa| IsaPeak {
-            isa: isa.name(),
-            one_thread: one.install(|| flops(isa, 0.03)),
-            all_threads: all.install(|| flops(isa, 0.03)),
-        });
+        let peaks = Provider::available().into_iter().filter(|provider| matches!(provider, Provider::Cpu(..))).map(
+            |provider| {
+                let (unit, isa) = provider.unit();
+                UnitPeak {
+                    provider: provider.name(),
+                    one_thread: one.install(|| flops(unit, isa, 0.03)),
+                    all_threads: all.install(|| flops(unit, isa, 0.03)),
+                }
+            },
+        );
         Ok(Self { peaks: peaks.collect(), bandwidth: all.install(bandwidth), load, ..Self::unmeasured(threads) })
     }
 
@@ -74,7 +77,6 @@ impl DeviceBlock {
             cpu: cpu_name(),
             caches: caches(),
             threads,
-            precision: "f32",
             peaks: Vec::new(),
             bandwidth: f64::NAN,
             load: None,
@@ -83,8 +85,9 @@ impl DeviceBlock {
 
     /// What a provider is held against.
     pub fn peaks(&self, provider: Provider) -> Peaks {
-        let name = provider.isa().name();
-        let flops = self.peaks.iter().find(|peak| peak.isa == name).map_or(f64::NAN, |peak| peak.all_threads);
+        let (unit, isa) = provider.unit();
+        let name = Provider::Cpu(unit, isa).name();
+        let flops = self.peaks.iter().find(|peak| peak.provider == name).map_or(f64::NAN, |peak| peak.all_threads);
         Peaks { flops, bandwidth: self.bandwidth }
     }
 
@@ -98,10 +101,9 @@ impl DeviceBlock {
         let caches: Vec<String> = self.caches.iter().map(Cache::to_string).collect();
         row("caches", if caches.is_empty() { "unknown".into() } else { caches.join(", ") });
         row("threads", self.threads.to_string());
-        row("precision", self.precision.to_owned());
         for peak in &self.peaks {
             let (one, all) = (peak.one_thread / 1e9, peak.all_threads / 1e9);
-            row(&format!("peak {}", peak.isa), format!("{all:.1} GFLOP/s ({one:.1} on one thread)"));
+            row(&format!("peak {}", peak.provider), format!("{all:.1} GFLOP/s ({one:.1} on one thread)"));
         }
         row("bandwidth", format!("{:.1} GB/s read", self.bandwidth / 1e9));
         if let Some(load) = self.load {

@@ -2,7 +2,7 @@
 
 use super::measure::{Flush, Patience, Times, measure};
 use super::select::Selection;
-use super::verify::{Computed, compute, operands, verify};
+use super::verify::{Expected, compute, operands};
 use super::{DeviceBlock, Provider};
 use crate::cpu::Cpu;
 use crate::ops::case::{Benchmark, Case};
@@ -117,7 +117,8 @@ pub fn run(
     let mut providers = Vec::new();
     for &provider in asked {
         // A rival runs in the engine's threads.
-        providers.push((provider, Cpu::new(provider.isa(), Some(block.threads))?));
+        let (unit, isa) = provider.unit();
+        providers.push((provider, Cpu::with_unit(unit, isa, Some(block.threads))?));
     }
     let mut runner = Runner { selection, patience, providers, flush: Flush::new(), states: Vec::new(), progress };
     each(&mut runner)?;
@@ -151,8 +152,9 @@ impl Visit for Runner<'_> {
             };
             for &pass in &passes {
                 (self.progress)(&format!("{} {}", case.name(), pass.name()));
-                let reference = Reference::new(Precision::F32);
-                let expected = compute(&reference, &case, pass, &operands(&reference, &case));
+                let precisions: Vec<Precision> =
+                    self.providers.iter().map(|(provider, _)| provider.precision()).collect();
+                let expected = Expected::new(&case, pass, precisions.contains(&Precision::Bf16));
                 for index in 0..self.providers.len() {
                     let (provider, _) = self.providers[index];
                     let Some((verification, times)) = self.time(&case, pass, index, &expected) else { continue };
@@ -181,7 +183,7 @@ impl Runner<'_> {
         case: &C,
         pass: Pass,
         index: usize,
-        expected: &Computed,
+        expected: &Expected,
     ) -> Option<(Result<f64, String>, Option<Times>)> {
         let (provider, cpu) = &self.providers[index];
         let (patience, flush) = (self.patience, &mut self.flush);
@@ -191,14 +193,14 @@ impl Runner<'_> {
                 let reference = Reference::new(Precision::F32);
                 (Ok(0.0), Some(timed(&reference, case, pass, &operands(&reference, case), &patience, &mut flush)))
             }
-            Provider::Cpu(_) => {
+            Provider::Cpu(..) => {
                 let operands = operands(cpu, case);
-                let verification = verify(case, &compute(cpu, case, pass, &operands), expected);
+                let verification = expected.verify(case, &compute(cpu, case, pass, &operands), provider.precision());
                 let times = verification.is_ok().then(|| timed(cpu, case, pass, &operands, &patience, &mut flush));
                 (verification, times)
             }
             #[cfg(feature = "rivals")]
-            Provider::Gemm => super::rivals::time(cpu, case, pass, expected, &patience, &mut flush)?,
+            Provider::Gemm => super::rivals::time(cpu, case, pass, &expected.exact, &patience, &mut flush)?,
             #[cfg(not(feature = "rivals"))]
             Provider::Gemm => return None,
         })

@@ -20,7 +20,7 @@ mod select;
 pub mod step;
 pub mod verify;
 
-pub use block::{DeviceBlock, IsaPeak};
+pub use block::{DeviceBlock, UnitPeak};
 pub use error::Error;
 pub use measure::Patience;
 pub use provider::Provider;

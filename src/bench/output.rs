@@ -3,6 +3,7 @@
 use super::DeviceBlock;
 use super::kernels::State;
 use super::select::usage;
+use crate::ops::reference::Precision;
 use crate::report::{Cell, Table};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -85,6 +86,7 @@ pub fn table(states: &[State], block: &DeviceBlock, baseline: Option<&Baseline>,
         "shape",
         "pass",
         "provider",
+        "precision",
         "verified",
         "samples",
         "cold µs",
@@ -109,6 +111,7 @@ pub fn table(states: &[State], block: &DeviceBlock, baseline: Option<&Baseline>,
             Cell::text(state.shape()),
             Cell::text(state.pass.name()),
             Cell::text(state.provider.name()),
+            Cell::text(precision(state)),
             Cell::text(match &state.verification {
                 Ok(share) => format!("{share:.2} of bound"),
                 Err(_) => "FAILED".into(),
@@ -144,6 +147,13 @@ pub fn table(states: &[State], block: &DeviceBlock, baseline: Option<&Baseline>,
     table
 }
 
+fn precision(state: &State) -> &'static str {
+    match state.provider.precision() {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    }
+}
+
 /// Everything, for programs and as a later run's baseline.
 pub fn json(
     states: &[State],
@@ -162,6 +172,7 @@ pub fn json(
         put("axes", state.axes.iter().map(|(axis, size)| ((*axis).to_owned(), json!(size))).collect());
         put("pass", json!(state.pass));
         put("provider", json!(state.provider.name()));
+        put("precision", json!(precision(state)));
         put("arguments", json!(state.arguments()));
         match &state.verification {
             Ok(share) => put("unflip/verification/share_of_bound", json!(share)),

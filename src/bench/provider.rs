@@ -1,15 +1,16 @@
 //! Who computes a benchmark: the reference, the engine on one of this machine's instruction sets, a library in process.
 
-use crate::cpu::Isa;
+use crate::cpu::{Isa, Unit};
 use crate::ops::Error;
+use crate::ops::reference::Precision;
 
 /// Who computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Provider {
     /// Plain f64 loops.
     Reference,
-    /// The CPU's kernels in f32.
-    Cpu(Isa),
+    /// The CPU's kernels: products by the unit, everything else by the instruction set.
+    Cpu(Unit, Isa),
     /// The `gemm` crate, on plain products; in builds with the feature `rivals`.
     Gemm,
 }
@@ -18,16 +19,21 @@ impl Provider {
     /// All that this machine and build have.
     pub fn available() -> Vec<Self> {
         let mut all = vec![Self::Reference];
-        all.extend(Isa::available().into_iter().map(Self::Cpu));
+        all.extend(Isa::available().into_iter().map(|isa| Self::Cpu(Unit::F32, isa)));
+        let bf16 = Unit::available().into_iter().filter(|unit| unit.rounds());
+        all.extend(bf16.map(|unit| Self::Cpu(unit, Isa::best())));
         if cfg!(feature = "rivals") {
             all.push(Self::Gemm);
         }
         all
     }
 
-    /// Those that run unless told otherwise: the widest instruction set, and rivals.
+    /// Those that run unless told otherwise: the widest instruction set in f32, a bf16 unit with an instruction of its own, rivals.
     pub fn usual() -> Vec<Self> {
-        let mut usual = vec![Self::Cpu(Isa::best())];
+        let mut usual = vec![Self::Cpu(Unit::F32, Isa::best())];
+        if Unit::best_bf16() != Unit::Bf16 {
+            usual.push(Self::Cpu(Unit::best_bf16(), Isa::best()));
+        }
         if cfg!(feature = "rivals") {
             usual.push(Self::Gemm);
         }
@@ -38,17 +44,23 @@ impl Provider {
     pub fn name(self) -> &'static str {
         match self {
             Self::Reference => "reference",
-            Self::Cpu(isa) => isa.name(),
+            Self::Cpu(Unit::F32, isa) => isa.name(),
+            Self::Cpu(unit, _) => unit.name(),
             Self::Gemm => "gemm",
         }
     }
 
-    /// The instruction set whose peak it is held against.
-    pub fn isa(self) -> Isa {
+    /// The unit and instruction set whose peak it is held against.
+    pub fn unit(self) -> (Unit, Isa) {
         match self {
-            Self::Cpu(isa) => isa,
-            Self::Reference | Self::Gemm => Isa::best(),
+            Self::Cpu(unit, isa) => (unit, isa),
+            Self::Reference | Self::Gemm => (Unit::F32, Isa::best()),
         }
+    }
+
+    /// Where it rounds operands of products.
+    pub fn precision(self) -> Precision {
+        if self.unit().0.rounds() { Precision::Bf16 } else { Precision::F32 }
     }
 
     /// Reads a name.

@@ -1,8 +1,8 @@
 //! `--device`, `--precision`, `--isa`, `--threads`: which back end serves, chosen once per command.
 
-use crate::cpu::{Cpu, Unit};
+use crate::cpu::{Cpu, Isa, Unit};
 use crate::ops::reference::{Precision, Reference};
-use crate::ops::{Error, TrainDevice};
+use crate::ops::{Backend as _, Error, TrainDevice};
 use crate::train::Settings;
 use clap::{Args, ValueEnum};
 
@@ -76,6 +76,29 @@ impl DeviceArgs {
         }
     }
 
+    /// What would compute, as results name it.
+    ///
+    /// # Errors
+    /// As [`DeviceArgs::run`].
+    pub fn describe(&self) -> crate::Result<String> {
+        Ok(match (self.device, self.precision) {
+            (DeviceName::Reference, PrecisionName::Bf16) => Reference::new(Precision::Bf16).describe(),
+            (DeviceName::Reference, _) => Reference::new(Precision::F32).describe(),
+            _ => {
+                let (unit, isa) = self.unit()?;
+                Cpu::with_unit(unit, isa, Some(1))?.describe()
+            }
+        })
+    }
+
+    /// Unit and instruction set of the CPU back end.
+    ///
+    /// # Errors
+    /// What this CPU lacks.
+    pub fn unit(&self) -> Result<(Unit, Isa), Error> {
+        Unit::choose(self.precision == PrecisionName::Bf16, self.isa.as_deref())
+    }
+
     /// Makes the back end, runs `work` on it, and says on standard error what computed.
     ///
     /// # Errors
@@ -84,8 +107,8 @@ impl DeviceArgs {
         match (self.device, self.precision) {
             (DeviceName::Reference, PrecisionName::Bf16) => compute(Reference::new(Precision::Bf16), work),
             (DeviceName::Reference, _) => compute(Reference::new(Precision::F32), work),
-            (DeviceName::Cpu, precision) => {
-                let (unit, isa) = Unit::choose(precision == PrecisionName::Bf16, self.isa.as_deref())?;
+            (DeviceName::Cpu, _) => {
+                let (unit, isa) = self.unit()?;
                 compute(Cpu::with_unit(unit, isa, self.threads)?, work)
             }
             (DeviceName::Cuda, _) => Err(Error::Unavailable {

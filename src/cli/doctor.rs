@@ -109,7 +109,7 @@ impl Doctor {
         let block = DeviceBlock::measure(device.threads)?;
         Ok(Outlook {
             model: describe(&checkpoint),
-            serves: serving(&device)?,
+            serves: device.describe()?,
             peaks: device.peaks()?,
             memory: machine::memory(),
             train_work: group_work(&training)?,
@@ -143,18 +143,6 @@ fn describe(checkpoint: &Checkpoint) -> String {
         parameters as f64 / 1e6,
         checkpoint.weight_dtype().name(),
     )
-}
-
-/// What computes.
-fn serving(device: &DeviceArgs) -> crate::Result<String> {
-    struct Describe;
-    impl super::device::OnDevice for Describe {
-        type Output = String;
-        fn run<D: crate::ops::TrainDevice + 'static>(self, device: D) -> crate::Result<String> {
-            Ok(device.describe())
-        }
-    }
-    device.run(Describe)
 }
 
 /// What a run would take.

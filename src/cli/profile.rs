@@ -2,7 +2,7 @@
 
 use super::device::{DeviceArgs, OnDevice};
 use crate::cpu::peak::Peaks;
-use crate::cpu::{Isa, threads};
+use crate::cpu::threads;
 use crate::ops::{Error, TrainDevice};
 use crate::profile::{Profile, Profiled};
 use crate::weights::check_place;
@@ -117,20 +117,17 @@ impl Profiling {
 }
 
 impl DeviceArgs {
-    /// Peaks of the instruction set and threads that serve.
+    /// Peaks of the unit and threads that serve.
     ///
     /// # Errors
     /// An instruction set or number of threads that cannot be had.
     pub fn peaks(&self) -> crate::Result<Peaks> {
-        let isa = match &self.isa {
-            Some(name) => Isa::parse(name)?,
-            None => Isa::best(),
-        };
+        let (unit, isa) = self.unit()?;
         let count = threads::thread_count(self.threads)?;
         let pool = threads::pool(count).map_err(|source| Error::Unavailable {
             message: format!("cannot start {count} threads: {source}"),
             hint: "ask for fewer with --threads".into(),
         })?;
-        Ok(pool.install(|| Peaks::measure(isa)))
+        Ok(pool.install(|| Peaks::measure(unit, isa)))
     }
 }

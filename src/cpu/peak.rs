@@ -6,6 +6,7 @@
 
 use super::isa::Isa;
 use super::lanes::{Kernel, LANES, dispatch};
+use super::unit::Unit;
 use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
@@ -19,7 +20,7 @@ const CHAINS: usize = 12;
 /// Bytes that each thread reads at least: more than its share of any cache.
 const LEAST_BYTES: usize = 64 << 20;
 
-/// Peaks of one instruction set on all threads.
+/// Peaks of one unit on all threads.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Peaks {
     /// Multiply-adds counted as two, FLOP/s.
@@ -32,23 +33,25 @@ impl Peaks {
     /// Measures both in about a fifth of a second.
     ///
     /// # Panics
-    /// Where this CPU lacks `isa`.
-    pub fn measure(isa: Isa) -> Self {
-        Self { flops: flops(isa, 0.03), bandwidth: bandwidth() }
+    /// Where this CPU lacks `unit` or `isa`.
+    pub fn measure(unit: Unit, isa: Isa) -> Self {
+        Self { flops: flops(unit, isa, 0.03), bandwidth: bandwidth() }
     }
 }
 
-/// FLOP/s of multiply-adds in registers, from rounds of about `seconds` each.
+/// FLOP/s of multiply-adds in registers, from rounds of about `seconds` each. A unit that rounds operands for the f32 kernels has
+/// their peak.
 ///
 /// # Panics
-/// Where this CPU lacks `isa`.
-pub fn flops(isa: Isa, seconds: f64) -> f64 {
+/// Where this CPU lacks `unit` or `isa`.
+pub fn flops(unit: Unit, isa: Isa, seconds: f64) -> f64 {
     isa.require();
+    assert!(unit.is_available(), "this CPU lacks the unit `{unit}`");
     let mut rounds = 10_000;
     let (mut best, mut measured) = (0.0_f64, 0);
     while measured < ROUNDS {
         let start = Instant::now();
-        let operations: f64 = rayon::broadcast(|_| burn(isa, rounds)).into_iter().sum();
+        let operations: f64 = rayon::broadcast(|_| burn(unit, isa, rounds)).into_iter().sum();
         let elapsed = start.elapsed().as_secs_f64();
         if elapsed < seconds / 2.0 && rounds < 1 << 30 {
             rounds *= 2;
@@ -95,7 +98,11 @@ impl Kernel for Read<'_> {
 }
 
 /// Runs `rounds` rounds of independent multiply-adds and returns the number of operations.
-fn burn(isa: Isa, rounds: u32) -> f64 {
+fn burn(unit: Unit, isa: Isa, rounds: u32) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(unit, Unit::Avx512Bf16 | Unit::Amx) {
+        return super::gemm::bf16::burn(unit, rounds);
+    }
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `flops` has checked that this CPU has it.
@@ -158,11 +165,18 @@ mod tests {
     use crate::cpu::threads;
 
     #[test]
-    fn every_instruction_set_at_hand_has_a_peak() {
+    fn every_unit_at_hand_has_a_peak() {
         let pool = threads::pool(2).unwrap();
-        for isa in Isa::available() {
-            let flops = pool.install(|| flops(isa, 0.001));
-            assert!(flops.is_finite() && flops > 1e6, "{isa}: {flops}");
+        for (unit, isa) in Isa::available()
+            .into_iter()
+            .map(|isa| (Unit::F32, isa))
+            .chain(Unit::available().into_iter().map(|unit| (unit, Isa::best())))
+        {
+            let flops = pool.install(|| flops(unit, isa, 0.001));
+            assert!(flops.is_finite() && flops > 1e6, "{unit} {isa}: {flops}");
+        }
+        for unit in Unit::ALL.into_iter().filter(|unit| !unit.is_available()) {
+            eprintln!("skipped: the peak of {unit}, which this CPU lacks");
         }
     }
 

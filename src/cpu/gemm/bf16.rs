@@ -31,6 +31,23 @@ use crate::cpu::unit::Unit;
 use driver::{Product, run};
 use emulated::Emulated;
 
+/// Runs `rounds` rounds of independent products in registers by the unit's instruction and returns the number of operations: what
+/// the unit can do at most.
+///
+/// # Panics
+/// Where this CPU lacks `unit`, or it has no instruction of its own.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn burn(unit: Unit, rounds: u32) -> f64 {
+    assert!(unit.is_available(), "this CPU lacks the unit `{unit}`");
+    match unit {
+        // SAFETY: the CPU has the unit.
+        Unit::Avx512Bf16 => unsafe { avx512bf16::burn(rounds) },
+        // SAFETY: as above; asking whether it is there has requested the system's permission.
+        Unit::Amx => unsafe { amx::burn(rounds) },
+        Unit::F32 | Unit::Bf16 => panic!("`{unit}` has no instruction of its own"),
+    }
+}
+
 /// What multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Multiplier {

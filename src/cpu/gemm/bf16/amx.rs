@@ -121,6 +121,45 @@ impl super::driver::Kernel for Kernel {
     }
 }
 
+/// Rounds of four independent tile products of zeros in registers; returns their operations.
+///
+/// # Safety
+/// The CPU has AMX and the process its permission.
+pub(super) unsafe fn burn(rounds: u32) -> f64 {
+    use super::driver::Kernel as _;
+    if rounds == 0 {
+        return 0.0;
+    }
+    // SAFETY: the caller's promise.
+    let _session = unsafe { Kernel::begin() };
+    // SAFETY: tiles are configured; nothing but tile registers and the counter changes.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "tilezero tmm4",
+            "tilezero tmm5",
+            "tilezero tmm6",
+            "tilezero tmm7",
+            "2:",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "dec {rounds:e}",
+            "jnz 2b",
+            rounds = inout(reg) rounds => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nomem, nostack),
+        );
+    }
+    // 16 rows by 16 columns by 32 k each.
+    f64::from(rounds) * 4.0 * (2 * 16 * 16 * 32) as f64
+}
+
 /// Continues 32×32 sums by the k of one strip. Tile registers: 0 to 3 sums, 4 and 5 rows, 6 and 7 panels.
 ///
 /// # Safety

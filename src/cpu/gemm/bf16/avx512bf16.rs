@@ -92,3 +92,24 @@ unsafe fn step<const PANELS: usize>(
         }
     }
 }
+
+/// Rounds of independent products in registers; returns their operations.
+///
+/// # Safety
+/// The CPU has AVX512-BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn burn(rounds: u32) -> f64 {
+    const CHAINS: usize = 16;
+    // 0.5 in bf16, twice.
+    let halves = _mm512_set1_epi32(std::hint::black_box(0x3f00_3f00));
+    // SAFETY: both are 512 bits without invalid values.
+    let halves: __m512bh = unsafe { std::mem::transmute::<__m512i, __m512bh>(halves) };
+    let mut sums = [_mm512_setzero_ps(); CHAINS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, halves, halves);
+        }
+    }
+    std::hint::black_box(sums);
+    f64::from(rounds) * (CHAINS * 16 * 4) as f64
+}
