@@ -15,7 +15,7 @@ use crate::estimate::{
 };
 use crate::machine::{self, Machine};
 use crate::report::Table;
-use crate::train::{EngineGroup, Settings};
+use crate::train::{EngineGroup, PRESETS, Settings};
 use crate::weights::Checkpoint;
 use clap::Args;
 use serde_json::{Value, json};
@@ -29,6 +29,9 @@ use std::path::PathBuf;
     config.json, headers and the data is read. Without --data it takes groups of 300 tokens and five endings of 24."
 )]
 pub struct Doctor {
+    /// Named starting point of the settings, as in `unflip train`; the config file and flags override it
+    #[arg(long, value_name = "NAME", value_parser = PRESETS.map(|(name, _)| name))]
+    preset: Option<String>,
     /// Settings of a training run (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -48,7 +51,7 @@ impl Doctor {
     /// Wrong settings, a model or data that cannot be read. A task that does not fit is a finding and no error.
     pub fn run(self) -> crate::Result<()> {
         let machine = Machine::detect();
-        let settings = self.flags.settings(None, self.config.as_deref())?;
+        let settings = self.flags.settings(self.preset.as_deref(), self.config.as_deref())?;
         let outlook = match settings.model.path.clone() {
             Some(path) => Some(self.outlook(settings, &path.display().to_string())?),
             None => None,

@@ -5,20 +5,26 @@
 //! nothing more is stored, since a pass over more than fits would otherwise push out every file before its next use.
 
 use crate::digest::sha256;
-use crate::weights::{Dtype, SafetensorsFile, TensorSpec, write_safetensors_streamed};
+use crate::weights::{Dtype, SafetensorsFile, TensorSpec, is_leftover, write_safetensors_streamed};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 const TENSOR: &str = "hidden";
 const CHECKSUM: &str = "sha256";
 const EXTENSION: &str = "safetensors";
+/// Stored entries between two looks at what other processes have stored.
+const LOOK: u32 = 64;
+/// Age from which a half-written file is a killed process's: entries are written in far less.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 pub(super) struct Disk {
     folder: PathBuf,
     budget: u64,
     used: u64,
+    /// Entries stored since the folder was last listed.
+    since_listed: u32,
     started: SystemTime,
     /// Files not used since the start, by time of last use; filled at the first need.
     stale: Option<BTreeMap<(SystemTime, PathBuf), u64>>,
@@ -31,11 +37,13 @@ impl Disk {
     /// A folder that cannot be made or listed.
     pub fn open(folder: &Path, budget: u64) -> crate::Result<Self> {
         fs::create_dir_all(folder).map_err(|source| crate::Error::io("create", folder, source))?;
+        remove_abandoned(folder).map_err(|source| crate::Error::io("list", folder, source))?;
         let listed = list(folder).map_err(|source| crate::Error::io("list", folder, source))?;
         Ok(Self {
             folder: folder.into(),
             budget,
             used: listed.values().sum(),
+            since_listed: 0,
             started: SystemTime::now(),
             stale: None,
             refused: false,
@@ -81,7 +89,10 @@ impl Disk {
             out.write_all(&bytes).map_err(|source| crate::Error::io("write", &path, source))
         });
         match written {
-            Ok(()) => self.used += fs::metadata(&path).map_or(size, |data| data.len()),
+            Ok(()) => {
+                self.used += fs::metadata(&path).map_or(size, |data| data.len());
+                self.since_listed += 1;
+            }
             Err(error) => {
                 self.refused = true;
                 tracing::warn!(folder = %self.folder.display(), %error, "the trunk cache stores nothing more on disk");
@@ -94,11 +105,14 @@ impl Disk {
         if size > self.budget {
             return false;
         }
+        if self.since_listed >= LOOK {
+            let Ok(listed) = list(&self.folder) else { return false };
+            (self.used, self.since_listed) = (listed.values().sum(), 0);
+        }
         if self.used + size <= self.budget {
             return true;
         }
         if self.stale.is_none() {
-            // Other processes may have stored or removed files meanwhile.
             let Ok(listed) = list(&self.folder) else { return false };
             self.used = listed.values().sum();
             self.stale = Some(listed.into_iter().filter(|((used, _), _)| *used < self.started).collect());
@@ -114,6 +128,19 @@ impl Disk {
         }
         true
     }
+}
+
+/// Removes what killed processes left half-written. What another one is writing now is younger.
+fn remove_abandoned(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let age = entry.metadata().and_then(|data| data.modified()).map(|time| time.elapsed().unwrap_or_default());
+        if is_leftover(&entry.file_name().to_string_lossy()) && age.is_ok_and(|age| age > ABANDONED) {
+            // A file that another process removed meanwhile is gone as well.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Files of the cache with their time of last use and size.

@@ -6,7 +6,8 @@
 //! projections may be adapted.
 //!
 //! An entry is one tree of a batch (a shared prefix and its suffixes), `[rows, hidden]`. It is looked for in memory (`memory`), then
-//! on disk (`disk`), where it outlives the process and is shared by several. Neither place ever holds more than its budget.
+//! on disk (`disk`), where it outlives the process and is shared by several. Memory never holds more than its
+//! budget; the disk may by what processes that write at the same time store before they look at each other's files again.
 
 mod disk;
 mod memory;

@@ -142,6 +142,42 @@ fn neither_place_exceeds_its_budget_and_older_files_make_room_for_this_process()
 }
 
 #[test]
+fn what_a_killed_process_left_is_removed_and_what_is_being_written_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, age: u64| {
+        let file = std::fs::File::create(folder.path().join(name)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+    };
+    file(".a.safetensors.x1.tmp", 7200);
+    file(".b.safetensors.x2.tmp", 5);
+    file("c.safetensors", 7200);
+    file("notes.txt", 7200);
+    cache(folder.path(), 0, 1 << 20);
+    let mut left: Vec<String> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, [".b.safetensors.x2.tmp", "c.safetensors", "notes.txt"]);
+}
+
+#[test]
+fn files_of_another_process_count_once_they_are_looked_at_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let groups: Vec<PackedBatch> = (0..99).map(|id| batch(&[(&[id; 3], &[&[id]])])).collect();
+    let cache = cache(folder.path(), 0, 100_000);
+    let put = |index: usize| {
+        let keys = cache.keys(&groups[index], 1);
+        cache.put(&keys, WIDTH, &values(4, 0.0));
+        folder.path().join(&keys[0].0).with_extension("safetensors").exists()
+    };
+    assert!((0..10).all(put));
+    std::fs::write(folder.path().join("other.safetensors"), vec![0; 100_000]).unwrap();
+    let stored = (10..99).filter(|&index| put(index)).count();
+    assert_eq!(stored, 64 - 10, "until it looks again, which every 64th entry makes it");
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
