@@ -3,6 +3,7 @@
 use super::Error;
 use super::control::BatchingControl;
 use super::evaluate::Evaluation;
+use super::metrics::MetricSet;
 use super::samples::{self, Header, Sample};
 use crate::error::Result;
 use crate::weights::write_atomically;
@@ -10,8 +11,6 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-use super::metrics::MetricSet;
 
 /// Name of the result file in its folder.
 pub(super) const RESULTS: &str = "results.json";

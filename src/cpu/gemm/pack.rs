@@ -249,7 +249,7 @@ impl Source {
 
 /// The vector paths. 128 bits at a time: transposing is bound by shuffles, which wider vectors do not speed up.
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(super) mod x86 {
     use std::arch::x86_64::{
         __m128i, _mm_castsi128_ps, _mm_loadu_ps, _mm_loadu_si128, _mm_movehl_ps, _mm_movelh_ps, _mm_setzero_si128,
         _mm_storeu_ps, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpackhi_ps, _mm_unpacklo_epi16,
@@ -261,7 +261,7 @@ mod x86 {
     /// # Safety
     /// As [`super::Element::transpose`].
     #[inline(always)]
-    pub(super) unsafe fn transpose_f32(from: *const u8, stride: usize, to: *mut f32, width: usize) {
+    pub(in super::super) unsafe fn transpose_f32(from: *const u8, stride: usize, to: *mut f32, width: usize) {
         // SAFETY: four unaligned loads and stores of four values inside what the caller gave.
         unsafe {
             let column = |j: usize| _mm_loadu_ps(from.add(4 * j * stride).cast());

@@ -6,6 +6,8 @@
 
 use super::super::Segment;
 use super::super::driver::Output;
+#[cfg(target_arch = "x86_64")]
+use super::super::pack::x86::transpose_f32;
 use super::super::split::Grid;
 use super::pack::{self, Source};
 use crate::cpu::isa::Isa;
@@ -320,8 +322,8 @@ impl Part<'_> {
             #[cfg(target_arch = "x86_64")]
             for j in (0..width).step_by(4) {
                 for i in (0..height).step_by(4) {
-                    pack::transpose_4x4(
-                        sums.0.as_ptr().cast::<f32>().add(i * WIDTH + j),
+                    transpose_f32(
+                        sums.0.as_ptr().cast::<f32>().add(i * WIDTH + j).cast(),
                         WIDTH,
                         c.add(i + j * across),
                         across,

@@ -1,6 +1,8 @@
 //! Packing for dot products: any operand becomes rows consecutive along k, or panels of pairs of k (VNNI), rounded to bf16
 //! on the way. Loops are plain and compiled per instruction set; only the transpositions are spelled out.
 
+#[cfg(target_arch = "x86_64")]
+use super::super::pack::x86::transpose_f32;
 use super::super::{Left, Right, Segment};
 use super::driver::{Line, PANEL};
 use crate::cpu::lanes::Kernel;
@@ -220,9 +222,9 @@ fn transpose(halves: &[[u16; BLOCK]; PANEL], lines: &mut [Line]) {
             // SAFETY: pairs q to q + 3 of columns j to j + 3 lie in `halves`, whose columns are consecutive, and go to
             // four lines from q on. The bits of f32 are moved, not computed with.
             unsafe {
-                let from = halves.as_ptr().cast::<f32>().add(j * BLOCK / 2 + q);
+                let from = halves.as_ptr().cast::<f32>().add(j * BLOCK / 2 + q).cast();
                 let to = lines.as_mut_ptr().add(q).cast::<f32>().add(j);
-                transpose_4x4(from, BLOCK / 2, to, PANEL);
+                transpose_f32(from, BLOCK / 2, to, PANEL);
             }
         }
     }
@@ -230,28 +232,5 @@ fn transpose(halves: &[[u16; BLOCK]; PANEL], lines: &mut [Line]) {
         for (j, out) in line.0.iter_mut().enumerate() {
             *out = u32::from(halves[j][2 * q]) | u32::from(halves[j][2 * q + 1]) << 16;
         }
-    }
-}
-
-/// Four rows of four words, `stride` apart, to four columns, `width` apart.
-///
-/// # Safety
-/// That is readable and writable, at any alignment.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-pub(super) unsafe fn transpose_4x4(from: *const f32, stride: usize, to: *mut f32, width: usize) {
-    use std::arch::x86_64::{
-        _mm_loadu_ps, _mm_movehl_ps, _mm_movelh_ps, _mm_storeu_ps, _mm_unpackhi_ps, _mm_unpacklo_ps,
-    };
-    // SAFETY: the caller's promise; SSE belongs to every x86-64.
-    unsafe {
-        let row = |i: usize| _mm_loadu_ps(from.add(i * stride));
-        let (a, b, c, d) = (row(0), row(1), row(2), row(3));
-        let (ab_low, cd_low) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
-        let (ab_high, cd_high) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
-        _mm_storeu_ps(to, _mm_movelh_ps(ab_low, cd_low));
-        _mm_storeu_ps(to.add(width), _mm_movehl_ps(cd_low, ab_low));
-        _mm_storeu_ps(to.add(2 * width), _mm_movelh_ps(ab_high, cd_high));
-        _mm_storeu_ps(to.add(3 * width), _mm_movehl_ps(cd_high, ab_high));
     }
 }
