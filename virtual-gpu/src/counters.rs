@@ -1,0 +1,66 @@
+//! What a launch did: exact, the same in every run and at any thread count, so that a test can hold a kernel to it.
+
+use std::ops::AddAssign;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counts of one launch, or of several added up.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            /// Names, in the order of [`Counters::values`].
+            pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+            /// Every count, in the order of [`Counters::NAMES`].
+            pub fn values(&self) -> Vec<u64> {
+                vec![$(self.$name),*]
+            }
+        }
+
+        impl AddAssign for Counters {
+            fn add_assign(&mut self, other: Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Kernels launched.
+    launches,
+    /// Warp instructions of any class.
+    instructions,
+    /// Matrix multiply-accumulate.
+    mma,
+    /// ldmatrix.
+    ldmatrix,
+    /// Loads from shared memory, ldmatrix apart.
+    shared_loads,
+    /// Stores to shared memory.
+    shared_stores,
+    /// Loads from global memory, cp.async apart.
+    global_loads,
+    /// Stores to global memory.
+    global_stores,
+    /// cp.async.
+    async_copies,
+    /// Atomics and reductions.
+    atomics,
+    /// Loads and stores of local memory: spills.
+    local_accesses,
+    /// Barriers, one for each warp that arrives.
+    barriers,
+    /// Branches, taken or not.
+    branches,
+    /// 32-byte sectors of global memory read, each once per warp instruction.
+    sectors_read,
+    /// 32-byte sectors of global memory written, each once per warp instruction.
+    sectors_written,
+    /// Passes that shared memory made: 1 for each access without conflict (of up to 128 bytes).
+    shared_passes,
+    /// Passes beyond the least that the access's bytes need: bank conflicts.
+    bank_conflicts,
+}

@@ -1,0 +1,8 @@
+//! A GPU that is not there: a CUDA driver library that interprets PTX on the CPU and checks every access.
+//!
+//! `memory` holds what kernels read and write and finds bad accesses and races; `counters` says what a launch did; `fault` says what
+//! went wrong, where.
+
+pub mod counters;
+pub mod fault;
+pub mod memory;

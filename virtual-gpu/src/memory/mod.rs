@@ -1,0 +1,35 @@
+//! Memories that check every access: bounds, alignment, initialisation, races.
+
+use crate::fault::FaultKind;
+
+/// Lanes of a warp.
+pub const LANES: usize = 32;
+/// Bytes that one lane moves at most.
+pub const WIDEST: usize = 16;
+
+/// One memory instruction of one warp. Lane l of those in `mask` touches `bytes` bytes at `addresses[l]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Access<'a> {
+    /// Byte addresses; only those of active lanes are read.
+    pub addresses: &'a [u64; LANES],
+    /// Active lanes.
+    pub mask: u32,
+    /// 1, 2, 4, 8 or 16.
+    pub bytes: u32,
+    /// PTX line, for reports about a later access that collides with this one.
+    pub line: u32,
+    /// Warp in its CTA.
+    pub warp: u32,
+}
+
+/// What the lanes of a warp load or store: lane l's bytes start at `l`, little-endian.
+pub type Data = [[u8; WIDEST]; LANES];
+
+/// A finding and the lane that it concerns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneFault {
+    /// Lane in the warp.
+    pub lane: u32,
+    /// What.
+    pub kind: FaultKind,
+}
