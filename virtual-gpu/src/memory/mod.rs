@@ -6,9 +6,18 @@
 
 use crate::fault::FaultKind;
 
+mod async_copies;
+mod bits;
 mod global;
 mod launch;
+mod order;
+mod page;
+mod shadow;
 mod shared;
+mod warp_access;
+
+#[cfg(test)]
+mod testing;
 
 pub use global::{AllocationInfo, GlobalMemory, MemoryError};
 pub use launch::{CtaGlobal, GlobalLaunch};
