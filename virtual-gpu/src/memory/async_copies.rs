@@ -3,9 +3,11 @@
 //! Groups are each thread's own: a commit closes the thread's group, a wait for all but n lets everything up to the group before the
 //! last n closed ones land. A copy that was issued and not committed lands at the wait after its commit.
 
+use std::collections::VecDeque;
+
 use super::order::WARPS;
 use super::warp_access::Lanes;
-use super::{Access, Data, LANES, WIDEST};
+use super::{Access, Data, LANES};
 
 /// One warp instruction's copies.
 struct Copy {
@@ -20,19 +22,17 @@ struct Copy {
     data: Data,
 }
 
-/// A warp's copies, in the order of issue.
+/// A warp's copies, in the order of issue: a lane's groups never descend.
 #[derive(Default)]
 struct Warp {
     /// Groups that each lane has closed.
     closed: [u32; LANES],
-    copies: Vec<Box<Copy>>,
+    copies: VecDeque<Copy>,
 }
 
 /// See the head of this file.
 pub(super) struct AsyncCopies {
     warps: Vec<Warp>,
-    /// To be used again.
-    spare: Vec<Box<Copy>>,
 }
 
 /// A lane's bytes that land.
@@ -47,31 +47,28 @@ pub(super) struct Landing<'a> {
 
 impl AsyncCopies {
     pub fn new() -> Self {
-        Self { warps: (0..WARPS).map(|_| Warp::default()).collect(), spare: Vec::new() }
+        Self { warps: (0..WARPS).map(|_| Warp::default()).collect() }
     }
 
     /// Forgets everything.
     pub fn reset(&mut self) {
         for warp in &mut self.warps {
             warp.closed = [0; LANES];
-            self.spare.append(&mut warp.copies);
+            warp.copies.clear();
         }
     }
 
     /// Keeps an instruction's bytes until its lanes wait.
     pub fn issue(&mut self, access: &Access, data: &Data) {
         let warp = &mut self.warps[access.warp as usize % WARPS];
-        let mut copy = self.spare.pop().unwrap_or_else(|| {
-            let data = [[0; WIDEST]; LANES];
-            Box::new(Copy { mask: 0, bytes: 0, line: 0, offsets: [0; LANES], groups: [0; LANES], data })
+        warp.copies.push_back(Copy {
+            mask: access.mask,
+            bytes: access.bytes,
+            line: access.line,
+            offsets: access.addresses.map(|address| address as u32),
+            groups: warp.closed,
+            data: *data,
         });
-        copy.mask = access.mask;
-        copy.bytes = access.bytes;
-        copy.line = access.line;
-        copy.offsets = access.addresses.map(|address| address as u32);
-        copy.groups = warp.closed;
-        copy.data = *data;
-        warp.copies.push(copy);
     }
 
     /// Closes the group of each lane in `mask`.
@@ -83,34 +80,32 @@ impl AsyncCopies {
     /// Hands over what lands when the lanes in `mask` wait for all but their latest `keep` closed groups; `None`: for everything.
     pub fn wait(&mut self, warp: u32, mask: u32, keep: Option<u32>, mut land: impl FnMut(Landing)) {
         let Warp { closed, copies } = &mut self.warps[warp as usize % WARPS];
-        let spare = &mut self.spare;
         // Groups below this one land.
         let below = closed.map(|closed| match keep {
             Some(keep) => closed.saturating_sub(keep),
             None => u32::MAX,
         });
-        let mut kept = 0;
-        for index in 0..copies.len() {
-            let copy = &mut copies[index];
-            for lane in Lanes(copy.mask & mask) {
-                if copy.groups[lane] < below[lane] {
-                    copy.mask &= !(1 << lane);
-                    let bytes = &copy.data[lane][..copy.bytes as usize];
-                    land(Landing { lane, offset: copy.offsets[lane] as usize, bytes, line: copy.line });
-                }
+        for copy in copies.iter_mut() {
+            let lands = |&lane: &usize| copy.groups[lane] < below[lane];
+            if !(0..LANES).any(|lane| lands(&lane)) {
+                // Nor does any later copy.
+                break;
             }
-            if copies[index].mask != 0 {
-                copies.swap(kept, index);
-                kept += 1;
+            for lane in Lanes(copy.mask & mask).filter(lands) {
+                copy.mask &= !(1 << lane);
+                let bytes = &copy.data[lane][..copy.bytes as usize];
+                land(Landing { lane, offset: copy.offsets[lane] as usize, bytes, line: copy.line });
             }
         }
-        spare.extend(copies.drain(kept..));
+        while copies.front().is_some_and(|copy| copy.mask == 0) {
+            copies.pop_front();
+        }
     }
 
     /// The PTX line of the copy that will fill the byte at `offset`.
     pub fn line(&self, offset: usize) -> u32 {
         let copies = self.warps.iter().flat_map(|warp| &warp.copies);
-        let fills = |copy: &&Box<Copy>| {
+        let fills = |copy: &&Copy| {
             Lanes(copy.mask).any(|lane| {
                 let start = copy.offsets[lane] as usize;
                 (start..start + copy.bytes as usize).contains(&offset)

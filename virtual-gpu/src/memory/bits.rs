@@ -29,8 +29,9 @@ pub(super) fn first_set(bits: &[u64], start: usize, end: usize) -> Option<usize>
 /// Sets every bit in `start..end`.
 pub(super) fn set(bits: &mut [u64], start: usize, end: usize) {
     if start < end {
-        for word in start / 64..=(end - 1) / 64 {
-            bits[word] |= within(word, start, end);
+        let first = start / 64;
+        for (index, bits) in bits[first..=(end - 1) / 64].iter_mut().enumerate() {
+            *bits |= within(first + index, start, end);
         }
     }
 }
@@ -38,8 +39,9 @@ pub(super) fn set(bits: &mut [u64], start: usize, end: usize) {
 /// Clears every bit in `start..end`.
 pub(super) fn clear(bits: &mut [u64], start: usize, end: usize) {
     if start < end {
-        for word in start / 64..=(end - 1) / 64 {
-            bits[word] &= !within(word, start, end);
+        let first = start / 64;
+        for (index, bits) in bits[first..=(end - 1) / 64].iter_mut().enumerate() {
+            *bits &= !within(first + index, start, end);
         }
     }
 }

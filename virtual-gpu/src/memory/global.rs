@@ -356,7 +356,7 @@ impl GlobalMemory {
             return Err(MemoryError::Element(element.len()));
         }
         let size = element.len() as u64;
-        if address % size != 0 {
+        if !address.is_multiple_of(size) {
             return Err(MemoryError::Misaligned { address, element: size });
         }
         let bytes = count.saturating_mul(size);

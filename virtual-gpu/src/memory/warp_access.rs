@@ -43,7 +43,8 @@ pub(super) fn aligned(access: &Access, what: &'static str) -> Result<(), LaneFau
 #[cold]
 fn misaligned(access: &Access, what: &'static str) -> LaneFault {
     let bytes = access.bytes;
-    let lane = Lanes(access.mask).find(|&lane| access.addresses[lane] % u64::from(bytes) != 0).unwrap_or_default();
+    let lane =
+        Lanes(access.mask).find(|&lane| !access.addresses[lane].is_multiple_of(u64::from(bytes))).unwrap_or_default();
     LaneFault { lane: lane as u32, kind: FaultKind::Misaligned { what, bytes, address: access.addresses[lane] } }
 }
 

@@ -35,10 +35,10 @@ fn runs_cover_every_active_lane_once() {
         let access = Access { mask, ..access(&into, bytes) };
         let mut seen = 0u32;
         for run in Runs::new(&access) {
-            for lane in run.lane..run.lane + run.lanes {
+            for (lane, address) in into.iter().enumerate().skip(run.lane).take(run.lanes) {
                 assert_eq!(seen >> lane & 1, 0);
                 seen |= 1 << lane;
-                assert_eq!(into[lane], run.address + run.step * (lane - run.lane) as u64);
+                assert_eq!(*address, run.address + run.step * (lane - run.lane) as u64);
             }
             assert!(run.step == 0 || run.step == u64::from(bytes));
         }
