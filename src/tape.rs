@@ -9,6 +9,7 @@
 use crate::batch::AttentionPlan;
 use crate::ops::answer_head::HeadColumns;
 use crate::ops::attention::{AttentionOutput, AttentionShape};
+use crate::ops::gated_linear::Kept;
 use crate::ops::lora_linear::{Dropout, LoraSlot, LoraTerm, Part};
 use crate::ops::{Backend, Device, TrainDevice};
 use std::sync::Arc;
@@ -282,6 +283,24 @@ impl<'m, D: Device> Tape<'m, D> {
         out
     }
 
+    /// gelu_tanh(gate)·up, both projections of x.
+    pub fn gated_linear(&mut self, x: Var, parts: [Projection<'m, D>; 2]) -> Var {
+        let trains = self.train_lora && parts.iter().any(|part| part.lora.is_some());
+        let needs = self.needs_gradient(x) || trains;
+        let output = self.device.gated_linear(self.value(x), &parts.each_ref().map(Projection::part), needs);
+        let out = self.push(output.act, needs);
+        if let Some(Kept { gate, up, su }) = output.kept {
+            let (gate, up) = (self.push(gate, true), self.push(up, true));
+            self.keep(&[gate, up]);
+            if trains {
+                self.keep(&[x]);
+            }
+            self.nodes.push(Node::LoraLinear { x, parts: parts.into(), su, out: vec![gate, up] });
+            self.nodes.push(Node::Geglu { gate, up, out });
+        }
+        out
+    }
+
     /// Per-head RMSNorm, then rotary.
     pub fn qk_norm_rope(&mut self, x: Var, w: &'m D::Weight, rope: &Arc<D::Buf>, head_dim: usize) -> Var {
         let y = self.device.qk_norm_rope(self.value(x), w, self.eps, rope, head_dim);
@@ -302,18 +321,6 @@ impl<'m, D: Device> Tape<'m, D> {
         if needs {
             self.keep(&[q, k, v, out]);
             self.nodes.push(Node::Attention { q, k, v, softmax: output.softmax, shape, plan: Arc::clone(plan), out });
-        }
-        out
-    }
-
-    /// gelu_tanh(gate)·up.
-    pub fn geglu(&mut self, gate: Var, up: Var) -> Var {
-        let y = self.device.geglu(self.value(gate), self.value(up));
-        let needs = self.needs_gradient(gate) || self.needs_gradient(up);
-        let out = self.push(y, needs);
-        if needs {
-            self.keep(&[gate, up]);
-            self.nodes.push(Node::Geglu { gate, up, out });
         }
         out
     }

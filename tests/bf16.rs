@@ -16,7 +16,9 @@ use unflip::cpu::{Cpu, Isa, Unit};
 use unflip::model::{DropoutStep, Engine, Target};
 use unflip::objective::{Objective, Pairs};
 use unflip::ops::case::Case;
-use unflip::ops::{Backend, TrainDevice, adamw, answer_head, attention, embed, geglu, lora_linear, norm, qk_norm_rope};
+use unflip::ops::{
+    Backend, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm, qk_norm_rope,
+};
 use unflip::train::EngineGroup;
 
 /// Values of one output over all cases: how many, and how many are beyond an f32 device's bound.
@@ -79,6 +81,8 @@ fn every_operation_rounds_where_the_reference_rounds() {
     // A value depends on r roundings of u, or on a rounding per visible key.
     check(lora_linear::cases::cases(), 0.001);
     check(attention::cases::cases(), 0.01);
+    // dx depends on a rounding of dgate and of dup per hidden unit.
+    check(gated_linear::cases::cases(), 0.01);
 }
 
 fn pack<D: TrainDevice>(engine: &Engine<D>, groups: &[EngineGroup]) -> (PackedBatch, Vec<Target>) {

@@ -11,7 +11,9 @@ use unflip::ops::case::{Case, Values, weight};
 use unflip::ops::lora_linear::cases::GAP;
 use unflip::ops::lora_linear::{Dropout, LoraLinear, LoraLinearBackward, LoraTerm, Part};
 use unflip::ops::reference::Precision;
-use unflip::ops::{Backend, TrainDevice, adamw, answer_head, attention, embed, geglu, lora_linear, norm, qk_norm_rope};
+use unflip::ops::{
+    Backend, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm, qk_norm_rope,
+};
 use unflip::weights::Dtype;
 
 /// The CPU against the reference, within the case's bound of the largest value; all devices give the same bits.
@@ -125,6 +127,11 @@ fn geglu_agrees_with_the_reference() {
 }
 
 #[test]
+fn gated_linear_agrees_with_the_reference() {
+    check_forward_and_backward(gated_linear::cases::cases());
+}
+
+#[test]
 fn lora_linear_agrees_with_the_reference() {
     check_forward_and_backward(lora_linear::cases::cases());
 }
@@ -150,6 +157,7 @@ fn gradients_are_those_of_the_forward() {
     check_gradients(qk_norm_rope::cases::cases());
     check_gradients(geglu::cases::cases());
     check_gradients(lora_linear::cases::cases());
+    check_gradients(gated_linear::cases::cases());
     check_gradients(attention::cases::cases());
     check_gradients(answer_head::cases::cases());
 }
@@ -162,6 +170,8 @@ fn bf16_stays_near_f64() {
     check_bf16(qk_norm_rope::cases::cases(), 1.0 / 64.0);
     check_bf16(geglu::cases::cases(), 1.0 / 128.0);
     check_bf16(lora_linear::cases::cases(), 1.0 / 64.0);
+    // The roundings of two projections meet in a product.
+    check_bf16(gated_linear::cases::cases(), 1.0 / 32.0);
     check_bf16(attention::cases::cases(), 1.0 / 16.0);
     check_bf16(answer_head::cases::cases(), 1e-12);
 }
@@ -182,6 +192,7 @@ fn bf16_rounds_exactly_the_values_that_the_table_names() {
     check(qk_norm_rope::cases::cases(), &["y"]);
     check(geglu::cases::cases(), &["y"]);
     check(lora_linear::cases::cases(), &["su"]);
+    check(gated_linear::cases::cases(), &["act", "su"]);
     check(attention::cases::cases(), &["o"]);
     check(answer_head::cases::cases(), &[]);
 }

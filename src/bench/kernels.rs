@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::ops::case::{Benchmark, Case};
 use crate::ops::reference::{Precision, Reference};
 use crate::ops::{
-    Cost, Pass, TrainDevice, adamw, answer_head, attention, embed, geglu, lora_linear, norm, qk_norm_rope,
+    Cost, Pass, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm, qk_norm_rope,
 };
 
 /// One benchmark at one size, pass and provider.
@@ -63,6 +63,7 @@ pub fn each(visitor: &mut impl Visit) -> crate::Result<()> {
         benchmarks.into_iter().try_for_each(|benchmark| visitor.visit(benchmark))
     }
     all(lora_linear::cases::benchmarks(), visitor)?;
+    all(gated_linear::cases::benchmarks(), visitor)?;
     all(attention::cases::benchmarks(), visitor)?;
     all(answer_head::cases::benchmarks(), visitor)?;
     all(geglu::cases::benchmarks(), visitor)?;

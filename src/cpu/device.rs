@@ -94,6 +94,11 @@ impl Cpu {
         self.by.unit.rounds()
     }
 
+    /// What multiplies.
+    pub(crate) fn multiplier(&self) -> Multiplier {
+        self.by
+    }
+
     /// A product over the current pool, in this device's unit: see [`gemm`](super::gemm::gemm) for operands and panics.
     /// f32 operands are rounded by it where the unit is a bf16 one.
     pub fn product(&self, m: usize, n: usize, segments: &[Segment<'_>], c: &mut [f32], ldc: usize) {

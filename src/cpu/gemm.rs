@@ -18,6 +18,7 @@ mod avx512;
 pub(crate) mod bf16;
 mod blocking;
 mod driver;
+pub(crate) mod gated;
 mod pack;
 mod portable;
 mod split;

@@ -8,6 +8,7 @@ use crate::ops::answer_head::{AnswerHead, AnswerHeadBackward, HeadColumns};
 use crate::ops::attention::{Attention, AttentionBackward, AttentionGradients, AttentionOutput, AttentionShape};
 use crate::ops::cost::F32;
 use crate::ops::embed::Embed;
+use crate::ops::gated_linear::{GatedLinear, GatedOutput, Kept};
 use crate::ops::geglu::{Geglu, GegluBackward};
 use crate::ops::lora_linear::{LinearOutput, LoraLinear, LoraLinearBackward, Part};
 use crate::ops::norm::{Norm, NormBackward};
@@ -237,6 +238,19 @@ impl AttentionBackward for Shapes {
 impl Geglu for Shapes {
     fn geglu(&self, gate: &ShapeBuf, _: &ShapeBuf) -> ShapeBuf {
         self.like(gate)
+    }
+}
+
+impl GatedLinear for Shapes {
+    fn gated_linear(&self, x: &ShapeBuf, parts: &[Part<'_, Self>; 2], keep: bool) -> GatedOutput<ShapeBuf> {
+        let kept = if keep {
+            let output = self.lora_linear(x, parts);
+            let mut y = output.y.into_iter();
+            y.next().zip(y.next()).map(|(gate, up)| Kept { gate, up, su: output.su })
+        } else {
+            None
+        };
+        GatedOutput { act: self.zeros(x.rows, parts[0].weight.rows), kept }
     }
 }
 

@@ -248,10 +248,9 @@ impl<'m, D: Device> Pass<'_, 'm, D> {
 
         let x = self.tape.norm(middle, &layer.pre_feedforward_norm);
         let x = self.site(x, index, SiteKind::MlpIn)?;
-        let [gate, up] = self.project(x, index, [Module::Gate, Module::Up], answers);
+        let parts = self.projections(index, [Module::Gate, Module::Up], answers);
+        let act = self.tape.gated_linear(x, parts);
         self.tape.release(x);
-        let act = self.tape.geglu(gate, up);
-        self.release([gate, up]);
         let [branch] = self.project(act, index, [Module::Down], answers);
         self.tape.release(act);
         let leaving = if self.sites.touches(Site { layer: index, kind: SiteKind::MlpOut }) {
@@ -281,6 +280,18 @@ impl<'m, D: Device> Pass<'_, 'm, D> {
         modules: [Module; N],
         rows: Option<&Arc<[u32]>>,
     ) -> [Var; N] {
+        let parts = self.projections(index, modules, rows);
+        let out = self.tape.lora_linear(x, parts.into());
+        std::array::from_fn(|part| out[part])
+    }
+
+    /// Frozen weights of projections with what is adapted of them.
+    fn projections<const N: usize>(
+        &self,
+        index: usize,
+        modules: [Module; N],
+        rows: Option<&Arc<[u32]>>,
+    ) -> [Projection<'m, D>; N] {
         let layer: &'m Layer<D> = &self.model.layers[index];
         let adapter = self.adapter;
         let dropout = self.dropout.filter(|dropout| dropout.p > 0.0).map(|dropout| DropoutRows {
@@ -292,17 +303,11 @@ impl<'m, D: Device> Pass<'_, 'm, D> {
                 Some(rows) => rows.iter().map(|&row| self.all_rows[row as usize]).collect(),
             },
         });
-        let parts = modules
-            .iter()
-            .map(|&module| Projection {
-                weight: layer.projection(module),
-                lora: adapter
-                    .and_then(|adapter| adapter.layout.slot(index, module).map(|slot| (&adapter.params, slot))),
-                dropout: dropout.clone(),
-            })
-            .collect();
-        let out = self.tape.lora_linear(x, parts);
-        std::array::from_fn(|part| out[part])
+        modules.map(|module| Projection {
+            weight: layer.projection(module),
+            lora: adapter.and_then(|adapter| adapter.layout.slot(index, module).map(|slot| (&adapter.params, slot))),
+            dropout: dropout.clone(),
+        })
     }
 
     /// Plans and rotary tables of a layer kind, made once per batch.

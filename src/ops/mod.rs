@@ -18,6 +18,7 @@ pub mod case;
 pub mod cost;
 pub mod embed;
 mod error;
+pub mod gated_linear;
 pub mod geglu;
 pub mod lora_linear;
 pub mod norm;
@@ -69,6 +70,7 @@ pub trait Device:
     + qk_norm_rope::QkNormRope
     + attention::Attention
     + geglu::Geglu
+    + gated_linear::GatedLinear
     + answer_head::AnswerHead
 {
 }
@@ -94,6 +96,7 @@ impl<D> Device for D where
         + qk_norm_rope::QkNormRope
         + attention::Attention
         + geglu::Geglu
+        + gated_linear::GatedLinear
         + answer_head::AnswerHead
 {
 }

@@ -8,6 +8,7 @@ use crate::ops::answer_head::{self, AnswerHead, AnswerHeadBackward, HeadColumns}
 use crate::ops::attention::{self, Attention, AttentionBackward, AttentionGradients, AttentionOutput, AttentionShape};
 use crate::ops::cost::F32;
 use crate::ops::embed::{self, Embed};
+use crate::ops::gated_linear::{self, GatedLinear, GatedOutput};
 use crate::ops::geglu::{self, Geglu, GegluBackward};
 use crate::ops::lora_linear::{self, LinearOutput, LoraLinear, LoraLinearBackward, LoraTerm, Part, PartShape};
 use crate::ops::norm::{self, Norm, NormBackward};
@@ -161,6 +162,16 @@ impl<D: NormBackward> NormBackward for Profiled<D> {
         let (rows, n) = self.shape(x);
         let cost = norm::cost_backward(rows, n);
         self.clock("norm", Pass::Backward, width(n), cost, |device| device.norm_backward(dy, x, &w.inner, eps))
+    }
+}
+
+impl<D: GatedLinear> GatedLinear for Profiled<D> {
+    fn gated_linear(&self, x: &D::Buf, given: &[Part<'_, Self>; 2], keep: bool) -> GatedOutput<D::Buf> {
+        let (rows, inputs) = self.shape(x);
+        let (inner, shapes) = parts(given);
+        let inner = <[_; 2]>::try_from(inner).unwrap_or_else(|_| unreachable!("as many as were given"));
+        let (shape, cost) = (projections(inputs, &shapes), gated_linear::cost(rows, inputs, &shapes, keep));
+        self.clock("gated_linear", Pass::Forward, shape, cost, |device| device.gated_linear(x, &inner, keep))
     }
 }
 

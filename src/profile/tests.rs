@@ -4,7 +4,9 @@ use super::*;
 use crate::cpu::peak::Peaks;
 use crate::ops::case::{Case, Values};
 use crate::ops::reference::{Precision, Reference};
-use crate::ops::{Backend, TrainDevice, adamw, answer_head, attention, embed, geglu, lora_linear, norm, qk_norm_rope};
+use crate::ops::{
+    Backend, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm, qk_norm_rope,
+};
 
 /// Everything that a case computes.
 fn results<D: TrainDevice, C: Case>(device: &D, case: &C) -> Vec<Vec<f64>> {
@@ -39,6 +41,7 @@ fn a_profiled_device_gives_the_same_bits() {
     check(qk_norm_rope::cases::cases());
     check(attention::cases::cases().into_iter().filter(|case| case.shape.head_dim < 100).collect());
     check(lora_linear::cases::cases().into_iter().take(8).collect());
+    check(gated_linear::cases::cases().into_iter().take(5).collect());
     check(geglu::cases::cases());
     check(answer_head::cases::cases());
     check(adamw::cases::cases());
@@ -78,6 +81,7 @@ fn calls_are_recorded_at_the_cost_of_their_case() {
     let small = attention::cases::cases().into_iter().filter(|case| case.shape.head_dim < 100).collect();
     check_costs(small, &["attention"]);
     check_costs(lora_linear::cases::cases().into_iter().take(8).collect(), &["lora_linear"]);
+    check_costs(gated_linear::cases::cases().into_iter().take(5).collect(), &["gated_linear"]);
     check_costs(geglu::cases::cases(), &["geglu"]);
     check_costs(answer_head::cases::cases(), &["answer_head"]);
     check_costs(adamw::cases::cases(), &["adamw", "sum_of_squares"]);

@@ -4,7 +4,7 @@ use super::{Geglu, GegluBackward};
 use crate::cpu::device::GRAIN;
 use crate::cpu::lanes::{Kernel, LANES, dispatch, load, sigmoid, store};
 use crate::cpu::rounding::round_all;
-use crate::cpu::{Cpu, CpuBuf};
+use crate::cpu::{Cpu, CpuBuf, Isa};
 use rayon::prelude::*;
 
 /// 2·√(2/π).
@@ -72,6 +72,11 @@ impl Kernel for Backward<'_> {
             store(self.dup, at, dup);
         }
     }
+}
+
+/// y = gelu_tanh(gate)·up of equally long stretches, on the calling thread, rounded to bf16 if asked.
+pub(in crate::ops) fn gate(isa: Isa, round: bool, gate: &[f32], up: &[f32], y: &mut [f32]) {
+    dispatch(isa, Forward { gate, up, round, y });
 }
 
 impl Geglu for Cpu {

@@ -1,7 +1,7 @@
 //! geglu: gelu_tanh(gate)·up, gelu(a) = ½a(1+tanh(√(2/π)(a + 0.044715a³))), all `[T, intermediate]`. Backward recomputes tanh.
 
 pub mod cases;
-mod cpu;
+pub(super) mod cpu;
 mod reference;
 
 use super::{Backend, Cost};

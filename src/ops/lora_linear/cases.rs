@@ -22,7 +22,14 @@ pub const GAP: usize = 3;
 
 const SCALE: f32 = 1.5;
 
-fn case(rows: usize, inputs: usize, parts: &[(usize, Option<usize>)], dropout: f32, dtype: Dtype) -> LoraLinearCase {
+/// A case; `parts` are outputs and rank of each.
+pub(in crate::ops) fn case(
+    rows: usize,
+    inputs: usize,
+    parts: &[(usize, Option<usize>)],
+    dropout: f32,
+    dtype: Dtype,
+) -> LoraLinearCase {
     let parts = parts
         .iter()
         .map(|&(outputs, rank)| {
@@ -78,7 +85,13 @@ pub fn benchmarks() -> Vec<Benchmark<LoraLinearCase>> {
 }
 
 impl LoraLinearCase {
-    fn shapes(&self) -> Vec<PartShape> {
+    /// Rows and columns of x.
+    pub(in crate::ops) fn extent(&self) -> (usize, usize) {
+        (self.rows, self.inputs)
+    }
+
+    /// Of every part.
+    pub(in crate::ops) fn shapes(&self) -> Vec<PartShape> {
         let shape = |(weight, rank): &(TensorView, Option<usize>)| PartShape {
             outputs: weight.shape[0],
             rank: rank.unwrap_or(0),

@@ -66,33 +66,47 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// s·u `[T, r]` of a part's branch, if it has one.
+    pub(in crate::ops) fn branch(&self, x: &CpuBuf, part: &Part<'_, Self>) -> Option<CpuBuf> {
+        let term = part.lora.as_ref()?;
+        let (rows, inputs) = (x.rows(), x.cols());
+        let mut su = self.stale(rows, term.rank);
+        let masked = term.active().map(|dropout| self.masked(&dropout, x.values(), inputs));
+        let left = rows_of(masked.as_deref().unwrap_or(x.values()), inputs);
+        let segment = Segment { left, right: transposed(term.a(inputs), inputs), k: inputs };
+        self.product(rows, term.rank, &[segment], su.values_mut(), term.rank);
+        Self::scale(su.values_mut(), term.scale * self.factor_of_sum(term.active()));
+        self.round(&mut su);
+        Some(su)
+    }
+
+    /// What a part's output is the sum of: x·Wᵀ, then (s·u)·Bᵀ.
+    pub(in crate::ops) fn segments<'a>(
+        &self,
+        x: &'a CpuBuf,
+        part: &Part<'a, Self>,
+        su: Option<&'a CpuBuf>,
+    ) -> Vec<Segment<'a>> {
+        let (inputs, outputs) = (x.cols(), part.weight.rows());
+        let base = Segment { left: rows_of(x.values(), inputs), right: part.weight.transposed(), k: inputs };
+        let adapter = part.lora.as_ref().zip(su).map(|(term, su)| {
+            let right = transposed(term.b(outputs), term.rank);
+            Segment { left: rows_of(su.values(), term.rank), right, k: term.rank }
+        });
+        std::iter::once(base).chain(adapter).collect()
+    }
+}
+
 impl LoraLinear for Cpu {
     fn lora_linear(&self, x: &CpuBuf, parts: &[Part<'_, Self>]) -> LinearOutput<CpuBuf> {
         self.install(|| {
-            let (rows, inputs) = (x.rows(), x.cols());
             let mut output = LinearOutput { y: Vec::with_capacity(parts.len()), su: Vec::with_capacity(parts.len()) };
             for part in parts {
-                let outputs = part.weight.rows();
-                let su = part.lora.as_ref().map(|term| {
-                    let mut su = self.stale(rows, term.rank);
-                    let masked = term.active().map(|dropout| self.masked(&dropout, x.values(), inputs));
-                    let left = rows_of(masked.as_deref().unwrap_or(x.values()), inputs);
-                    let segment = Segment { left, right: transposed(term.a(inputs), inputs), k: inputs };
-                    self.product(rows, term.rank, &[segment], su.values_mut(), term.rank);
-                    Self::scale(su.values_mut(), term.scale * self.factor_of_sum(term.active()));
-                    self.round(&mut su);
-                    su
-                });
+                let (rows, outputs) = (x.rows(), part.weight.rows());
+                let su = self.branch(x, part);
                 let mut y = self.stale(rows, outputs);
-                let base = Segment { left: rows_of(x.values(), inputs), right: part.weight.transposed(), k: inputs };
-                match (&part.lora, &su) {
-                    (Some(term), Some(su)) => {
-                        let right = transposed(term.b(outputs), term.rank);
-                        let adapter = Segment { left: rows_of(su.values(), term.rank), right, k: term.rank };
-                        self.product(rows, outputs, &[base, adapter], y.values_mut(), outputs);
-                    }
-                    _ => self.product(rows, outputs, &[base], y.values_mut(), outputs),
-                }
+                self.product(rows, outputs, &self.segments(x, part, su.as_ref()), y.values_mut(), outputs);
                 output.y.push(y);
                 output.su.push(su);
             }
