@@ -102,8 +102,8 @@ impl AsyncCopies {
         }
     }
 
-    /// The PTX line of the copy that will fill the byte at `offset`.
-    pub fn line(&self, offset: usize) -> u32 {
+    /// The PTX line of the copy that will fill the byte at `offset`, if one was issued.
+    pub fn line(&self, offset: usize) -> Option<u32> {
         let copies = self.warps.iter().flat_map(|warp| &warp.copies);
         let fills = |copy: &&Copy| {
             Lanes(copy.mask).any(|lane| {
@@ -111,6 +111,6 @@ impl AsyncCopies {
                 (start..start + copy.bytes as usize).contains(&offset)
             })
         };
-        copies.filter(fills).map(|copy| copy.line).next().unwrap_or_default()
+        copies.filter(fills).map(|copy| copy.line).next()
     }
 }
