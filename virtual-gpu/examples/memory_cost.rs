@@ -17,6 +17,11 @@ fn addresses(of: impl Fn(u64) -> u64) -> [u64; LANES] {
     std::array::from_fn(|lane| of(lane as u64))
 }
 
+/// The addresses of `count` accesses, made before any clock runs.
+fn table(count: u64, of: impl Fn(u64, u64) -> u64) -> Vec<[u64; LANES]> {
+    (0..count).map(|index| addresses(|lane| of(index, lane))).collect()
+}
+
 /// Nanoseconds of one call of `act`, which is given a count that goes up.
 fn time(name: &str, mut act: impl FnMut(u64)) {
     if std::env::args().nth(1).is_some_and(|word| !name.contains(&word)) {
@@ -55,26 +60,28 @@ fn global(counters: &mut Counters) {
     ];
     for (name, bytes, of) in patterns {
         let mut data: Data = [[0; WIDEST]; LANES];
-        let step = |count: u64, base: u64| addresses(|lane| base + (count * 512 + of(lane)) % GLOBAL);
+        let steps = GLOBAL / 512;
+        let loads = table(steps, |count, lane| base + (count * 512 + of(lane)) % GLOBAL);
+        let stores = table(steps, |count, lane| output + (count * 512 + of(lane)) % GLOBAL);
         for ctas in [1, 3] {
             let launch = memory.launch(4);
             let mut views: Vec<CtaGlobal> = (0..4).map(|cta| launch.cta(cta)).collect();
             for cta in views.iter_mut().take(ctas) {
-                for count in 0..GLOBAL / 512 {
-                    cta.load(&access(&step(count, base), bytes, 0), &mut data, counters).expect("a clean read");
+                for into in &loads {
+                    cta.load(&access(into, bytes, 0), &mut data, counters).expect("a clean read");
                 }
             }
             time(&format!("global load, {name}, CTAs before: {ctas}"), |count| {
-                let into = step(count, base);
-                views[ctas - 1].load(&access(&into, bytes, 0), black_box(&mut data), counters).expect("a clean read");
+                let into = &loads[(count % steps) as usize];
+                views[ctas - 1].load(&access(into, bytes, 0), black_box(&mut data), counters).expect("a clean read");
             });
         }
         if of(0) != of(1) {
             let launch = memory.launch(1);
             let mut cta = launch.cta(0);
             time(&format!("global store, {name}"), |count| {
-                let into = step(count, output);
-                cta.store(&access(&into, bytes, 0), black_box(&data), counters).expect("a clean write");
+                let into = &stores[(count % steps) as usize];
+                cta.store(&access(into, bytes, 0), black_box(&data), counters).expect("a clean write");
             });
         }
     }
@@ -86,45 +93,50 @@ fn shared(counters: &mut Counters) {
     for bytes in [16u32, 4, 2] {
         memory.reset(SHARED as u32);
         let size = u64::from(bytes);
-        let step = |count: u64| addresses(|lane| (count * 32 * size + lane * size) % SHARED);
+        let steps = SHARED / (32 * size);
+        let places = table(steps, |count, lane| count * 32 * size + lane * size);
         time(&format!("shared store, {bytes} bytes, contiguous"), |count| {
-            if count * 32 * size % SHARED == 0 {
+            if count % steps == 0 {
                 memory.barrier();
             }
-            memory.store(&access(&step(count), bytes, 0), black_box(&data), counters).expect("a clean write");
+            memory
+                .store(&access(&places[(count % steps) as usize], bytes, 0), black_box(&data), counters)
+                .expect("a clean write");
         });
         memory = SharedMemory::new(SHARED as u32);
-        for count in 0..SHARED / (32 * size) {
-            memory.store(&access(&step(count), bytes, 0), &data, counters).expect("a clean write");
+        for into in &places {
+            memory.store(&access(into, bytes, 0), &data, counters).expect("a clean write");
         }
         memory.barrier();
         time(&format!("shared load, {bytes} bytes, contiguous"), |count| {
             let warp = count as u32 % 8;
-            memory.load(&access(&step(count), bytes, warp), black_box(&mut data), counters).expect("a clean read");
+            memory
+                .load(&access(&places[(count % steps) as usize], bytes, warp), black_box(&mut data), counters)
+                .expect("a clean read");
         });
     }
     memory.reset(SHARED as u32);
-    let swizzled = |count: u64| addresses(|lane| (count * 4096 + lane * 128 + (lane ^ count) % 8 * 16) % SHARED);
+    let swizzled = table(64, |count, lane| (count * 4096 + lane * 128 + (lane ^ count) % 8 * 16) % SHARED);
     for count in 0..SHARED / 512 {
         let into = addresses(|lane| count * 512 + lane * 16);
         memory.store(&access(&into, 16, 0), &data, counters).expect("a clean write");
     }
     memory.barrier();
     time("ldmatrix, 4 matrices, swizzled", |count| {
-        let into = swizzled(count);
+        let into = &swizzled[(count % 64) as usize];
         let warp = count as u32 % 8;
-        memory.load_rows(&access(&into, 16, warp), black_box(&mut data), counters).expect("a clean read");
+        memory.load_rows(&access(into, 16, warp), black_box(&mut data), counters).expect("a clean read");
     });
     memory.reset(SHARED as u32);
+    let stages = table(128, |count, lane| count * 512 + lane * 16);
     time("cp.async with its share of commit and wait", |count| {
-        let stage = count / 8;
         if count % 8 == 0 {
             memory.commit(0, u32::MAX);
             memory.wait(0, u32::MAX, 2);
             memory.barrier();
         }
-        let into = addresses(|lane| (stage * 4096 + lane * 128 + (count % 8) * 16) % SHARED);
-        memory.async_copy(&access(&into, 16, 0), black_box(&data), counters).expect("a clean copy");
+        let into = &stages[(count % 128) as usize];
+        memory.async_copy(&access(into, 16, 0), black_box(&data), counters).expect("a clean copy");
     });
     time("barrier", |_| memory.barrier());
     time("reset to 64 KiB", |_| memory.reset(SHARED as u32));

@@ -88,7 +88,7 @@ pub(super) struct Order {
     now: u32,
     /// Of the latest barrier of all warps: every access before it is ordered before whatever anyone does next.
     floor: u32,
-    /// `known[w][v]`: accesses of warp v before this time are ordered before whatever warp w does next.
+    /// `known[w][v]`: accesses of warp v before this time are ordered before whatever warp w does next, as are those before `floor`.
     known: Box<[[u32; WARPS]; WARPS]>,
 }
 
@@ -101,7 +101,6 @@ impl Order {
     pub fn barrier(&mut self) {
         self.now += 1;
         self.floor = self.now;
-        self.known.iter_mut().for_each(|row| row.fill(self.now));
     }
 
     /// The warps in `warps` meet: each knows what any of them knew.
@@ -167,7 +166,7 @@ impl View<'_> {
     /// Whether the earlier access `mark` is ordered before the warp's present.
     #[inline(always)]
     fn ordered(&self, mark: Mark) -> bool {
-        mark.time() < self.known[mark.warp()]
+        mark.time() < self.floor || mark.time() < self.known[mark.warp()]
     }
 
     /// Whether nothing orders the earlier access `mark` before `mine`.

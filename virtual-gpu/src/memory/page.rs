@@ -169,7 +169,7 @@ impl Page {
     pub fn record_read(&mut self, visitor: Visitor, start: usize, end: usize) -> Result<(), Collision> {
         let mine = visitor.mark();
         let touched = self.touched(visitor.launch);
-        let mut clean = touched.atomic.is_none() && (start | end) % (1 << TOP) == 0;
+        let mut clean = touched.atomic.is_none() && (start | end).is_multiple_of(1 << TOP);
         if clean {
             for cell in &mut touched.plain.tops()[start >> TOP..end >> TOP] {
                 if foreign(cell.writer, mine) {
@@ -187,7 +187,7 @@ impl Page {
     pub fn record_write(&mut self, visitor: Visitor, start: usize, end: usize) -> Result<(), Collision> {
         let mine = visitor.mark();
         let touched = self.touched(visitor.launch);
-        let mut clean = touched.atomic.is_none() && (start | end) % (1 << TOP) == 0;
+        let mut clean = touched.atomic.is_none() && (start | end).is_multiple_of(1 << TOP);
         if clean {
             for cell in &mut touched.plain.tops()[start >> TOP..end >> TOP] {
                 if meets_no_other(cell, mine).is_err() {

@@ -197,14 +197,25 @@ impl SharedMemory {
     }
 
     /// The destination side of cp.async: `data` (zero-filled, see `CtaGlobal::load_partial`) lands when the issuing thread waits for
-    /// the group that its next [`SharedMemory::commit`] closes. Counts `shared_passes`, `bank_conflicts`.
+    /// the group that its next [`SharedMemory::commit`] closes. 4, 8 or 16 bytes a lane. Counts `shared_passes`, `bank_conflicts`.
     pub fn async_copy(&mut self, access: &Access, data: &Data, counters: &mut Counters) -> Result<(), LaneFault> {
         aligned(access, ASYNC.what)?;
+        match access.bytes {
+            16 => self.issue_each::<16>(access),
+            8 => self.issue_each::<8>(access),
+            _ => self.issue_each::<4>(access),
+        }?;
+        self.copies.issue(access, data);
+        count(access, counters);
+        Ok(())
+    }
+
+    fn issue_each<const BYTES: usize>(&mut self, access: &Access) -> Result<(), LaneFault> {
         let Self { bytes, plain, atomic, order, .. } = self;
         let view = order.view(access.warp, access.line);
         for lane in Lanes(access.mask) {
             let start = access.addresses[lane] as usize;
-            let end = start.wrapping_add(access.bytes as usize);
+            let end = start.wrapping_add(BYTES);
             if bytes.get(start..end).is_none() {
                 return Err(self.out_of_bounds(access, lane, ASYNC));
             }
@@ -220,8 +231,6 @@ impl SharedMemory {
                 return Err(self.troubled(access, lane, ASYNC, trouble));
             }
         }
-        self.copies.issue(access, data);
-        count(access, counters);
         Ok(())
     }
 
@@ -244,9 +253,12 @@ impl SharedMemory {
         let Self { bytes, plain, order, copies, .. } = self;
         copies.wait(warp, mask, keep, |landing| {
             let start = landing.offset;
-            let end = start + landing.bytes.len();
+            let end = start + landing.length;
             let mark = order.view(warp, landing.line).mark(landing.lane).of_async_copy();
-            bytes[start..end].copy_from_slice(landing.bytes);
+            match landing.length {
+                WIDEST => bytes[start..start + WIDEST].copy_from_slice(landing.bytes),
+                length => bytes[start..end].copy_from_slice(&landing.bytes[..length]),
+            }
             plain.within(start, end).iter_mut().for_each(|cell| cell.writer = mark.0);
         });
     }
@@ -316,6 +328,7 @@ fn meets_no_atomic(atomic: &mut Shadow<TOP>, view: &View, mine: Mark, start: usi
     atomic.within(start, end).iter().try_for_each(|cell| view.check_against_atomic(cell, mine))
 }
 
+#[inline(always)]
 fn count(access: &Access, counters: &mut Counters) {
     let (made, least) = passes(access);
     counters.shared_passes += made;
