@@ -13,6 +13,9 @@ const GLOBAL: u64 = 1 << 20;
 /// Bytes of shared memory.
 const SHARED: u64 = 64 << 10;
 
+/// A lane's offset.
+type Pattern = fn(u64) -> u64;
+
 fn addresses(of: impl Fn(u64) -> u64) -> [u64; LANES] {
     std::array::from_fn(|lane| of(lane as u64))
 }
@@ -50,7 +53,7 @@ fn global(counters: &mut Counters) {
     let base = memory.allocate(GLOBAL).expect("capacity");
     let output = memory.allocate(GLOBAL).expect("capacity");
     memory.fill(base, &[1], GLOBAL).expect("in bounds");
-    let patterns: [(&str, u32, fn(u64) -> u64); 6] = [
+    let patterns: [(&str, u32, Pattern); 6] = [
         ("16 bytes, contiguous", 16, |lane| 16 * lane),
         ("16 bytes, 4 rows of 128", 16, |lane| lane / 8 * 1280 + lane % 8 * 16),
         ("4 bytes, contiguous", 4, |lane| 4 * lane),

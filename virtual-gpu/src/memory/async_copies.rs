@@ -91,8 +91,8 @@ impl AsyncCopies {
         });
         for copy in copies.iter_mut() {
             let mut landing = 0;
-            for lane in 0..LANES {
-                landing |= u32::from(copy.groups[lane] < below[lane]) << lane;
+            for (lane, (group, below)) in copy.groups.iter().zip(&below).enumerate() {
+                landing |= u32::from(group < below) << lane;
             }
             if landing == 0 {
                 // Nor does any later copy.

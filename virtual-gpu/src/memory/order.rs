@@ -272,3 +272,7 @@ impl View<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "order_tests.rs"]
+mod tests;
