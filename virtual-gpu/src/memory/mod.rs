@@ -1,6 +1,27 @@
 //! Memories that check every access: bounds, alignment, initialisation, races.
+//!
+//! `global` is what the host sees (allocations, copies), `launch` what the CTAs of one launch see of it, `shared` one CTA's shared
+//! memory with its barriers and asynchronous copies. They count sectors, passes and conflicts; instructions by class are counted by
+//! whoever executes them.
 
 use crate::fault::FaultKind;
+
+mod async_copies;
+mod bits;
+mod global;
+mod launch;
+mod order;
+mod page;
+mod shadow;
+mod shared;
+mod warp_access;
+
+#[cfg(test)]
+mod testing;
+
+pub use global::{AllocationInfo, GlobalMemory, MemoryError};
+pub use launch::{CtaGlobal, GlobalLaunch};
+pub use shared::SharedMemory;
 
 /// Lanes of a warp.
 pub const LANES: usize = 32;
