@@ -10,7 +10,7 @@
 
 use super::sites::{Site, SiteKind, SitePlan};
 use super::weights::Layer;
-use super::{Adapter, Error, KvCache, TextModel, rope_table};
+use super::{Adapter, Error, KvCache, TextModel};
 use crate::batch::{AttentionPlan, PackedBatch};
 use crate::ops::attention::AttentionShape;
 use crate::ops::{Backend, Device};
@@ -315,14 +315,14 @@ impl<'m, D: Device> Pass<'_, 'm, D> {
         let config = &self.model.config;
         let (device, batch) = (self.device, self.batch);
         self.geometry.entry(kind == LayerKind::Sliding).or_insert_with(|| {
-            let rope = match kind {
-                LayerKind::Sliding => &config.rope_local,
-                LayerKind::Full => &config.rope_global,
+            let [sliding, full] = &self.model.rope;
+            let (rows, rope) = match kind {
+                LayerKind::Sliding => (sliding, &config.rope_local),
+                LayerKind::Full => (full, &config.rope_global),
             };
-            let table = rope_table(&batch.positions, rope, config.head_dim);
             Geometry {
                 plan: Arc::new(batch.attention_plan(kind)),
-                rope: Arc::new(device.upload(batch.positions.len(), config.head_dim, &table)),
+                rope: Arc::new(rows.at(device, &batch.positions, rope, config.head_dim)),
             }
         });
     }

@@ -27,6 +27,6 @@ pub use generate::Generated;
 pub use kv_cache::KvCache;
 pub use lora::{LoraLayout, LoraSettings};
 pub use merge::merge;
-pub use rope::rope_table;
+pub use rope::{RopeRows, rope_table};
 pub use sites::{Site, SiteKind, SitePlan, SiteWrite};
 pub use weights::{EmbedScale, TextModel};

@@ -1,6 +1,43 @@
 //! Rotary tables: cosines and sines of every row's angles, for one layer kind.
 
+use crate::ops::Backend;
 use crate::weights::Rope;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Fewest positions of a table.
+const FEWEST: usize = 512;
+
+/// The table of one layer kind for every position met so far, on the device: batches take their rows from it, so that angles are
+/// computed once and not in every step.
+pub struct RopeRows<B> {
+    table: Mutex<Option<Arc<B>>>,
+}
+
+impl<B> Default for RopeRows<B> {
+    fn default() -> Self {
+        Self { table: Mutex::default() }
+    }
+}
+
+impl<B: Send + Sync> RopeRows<B> {
+    /// `[positions.len(), head_dim]`, as [`rope_table`] gives them.
+    pub fn at<D: Backend<Buf = B>>(&self, device: &D, positions: &[u32], rope: &Rope, head_dim: usize) -> B {
+        let needed = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let table = {
+            let mut held = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*held {
+                Some(table) if device.shape(table).0 >= needed => Arc::clone(table),
+                _ => {
+                    let count = needed.next_power_of_two().max(FEWEST);
+                    let every: Vec<u32> = (0..count as u32).collect();
+                    let table = Arc::new(device.upload(count, head_dim, &rope_table(&every, rope, head_dim)));
+                    Arc::clone(held.insert(table))
+                }
+            }
+        };
+        device.gather_rows(&table, positions)
+    }
+}
 
 /// `[positions.len(), head_dim]` row-major: cosines of the row's head_dim/2 angles, then their sines.
 ///

@@ -1,6 +1,6 @@
 //! Frozen decoder weights as the device holds them.
 
-use super::Error;
+use super::{Error, RopeRows};
 use crate::ops::Backend;
 use crate::weights::{Checkpoint, Dtype, Module, TextConfig};
 
@@ -71,6 +71,8 @@ pub struct TextModel<D: Backend> {
     pub(super) head: D::Weight,
     pub(super) layers: Vec<Layer<D>>,
     pub(super) final_norm: D::Weight,
+    /// Of sliding layers, then of full ones.
+    pub(super) rope: [RopeRows<D::Buf>; 2],
 }
 
 impl<D: Backend> TextModel<D> {
@@ -130,6 +132,7 @@ impl<D: Backend> TextModel<D> {
             head,
             layers: blocks,
             final_norm,
+            rope: Default::default(),
             config,
         })
     }
