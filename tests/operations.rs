@@ -13,6 +13,7 @@ use unflip::ops::lora_linear::{Dropout, LoraLinear, LoraLinearBackward, LoraTerm
 use unflip::ops::reference::Precision;
 use unflip::ops::{
     Backend, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm, qk_norm_rope,
+    vocabulary,
 };
 use unflip::weights::Dtype;
 
@@ -147,6 +148,11 @@ fn answer_head_agrees_with_the_reference() {
 }
 
 #[test]
+fn vocabulary_agrees_with_the_reference() {
+    check_forward_and_backward(vocabulary::cases::cases());
+}
+
+#[test]
 fn adamw_agrees_with_the_reference() {
     check_forward_and_backward(adamw::cases::cases());
 }
@@ -160,6 +166,7 @@ fn gradients_are_those_of_the_forward() {
     check_gradients(gated_linear::cases::cases());
     check_gradients(attention::cases::cases());
     check_gradients(answer_head::cases::cases());
+    check_gradients(vocabulary::cases::cases());
 }
 
 #[test]
@@ -174,6 +181,7 @@ fn bf16_stays_near_f64() {
     check_bf16(gated_linear::cases::cases(), 1.0 / 32.0);
     check_bf16(attention::cases::cases(), 1.0 / 16.0);
     check_bf16(answer_head::cases::cases(), 1e-12);
+    check_bf16(vocabulary::cases::cases(), 1e-12);
 }
 
 #[test]
@@ -195,6 +203,7 @@ fn bf16_rounds_exactly_the_values_that_the_table_names() {
     check(gated_linear::cases::cases(), &["act", "su"]);
     check(attention::cases::cases(), &["o"]);
     check(answer_head::cases::cases(), &[]);
+    check(vocabulary::cases::cases(), &[]);
 }
 
 /// Gradients of A and B are written, nothing around them is, whatever was there.

@@ -13,6 +13,7 @@ use crate::ops::geglu::{Geglu, GegluBackward};
 use crate::ops::lora_linear::{LinearOutput, LoraLinear, LoraLinearBackward, Part};
 use crate::ops::norm::{Norm, NormBackward};
 use crate::ops::qk_norm_rope::{QkNormRope, QkNormRopeBackward};
+use crate::ops::vocabulary::{Coefficients, Head, Question, Statistics, Vocabulary, VocabularyBackward};
 use crate::ops::{Backend, Error};
 use crate::weights::TensorView;
 use std::sync::Arc;
@@ -286,6 +287,38 @@ impl AnswerHeadBackward for Shapes {
         _: f32,
         _: &ShapeWeight,
         _: HeadColumns<'_>,
+    ) -> ShapeBuf {
+        self.like(h)
+    }
+}
+
+/// Statistics of rows about which nothing is known.
+fn statistics(rows: usize, question: Question<'_>) -> Statistics {
+    Statistics {
+        log_sum: vec![0.0; rows],
+        logits: vec![0.0; rows * question.ids.len()],
+        cross: vec![0.0; question.pairs.len()],
+    }
+}
+
+impl Vocabulary for Shapes {
+    fn vocabulary(&self, h: &ShapeBuf, _: Head<'_, Self>, question: Question<'_>) -> Statistics {
+        statistics(h.rows, question)
+    }
+}
+
+impl VocabularyBackward for Shapes {
+    fn vocabulary_means(&self, h: &ShapeBuf, _: Head<'_, Self>, question: Question<'_>) -> (Statistics, ShapeBuf) {
+        (statistics(h.rows, question), self.zeros(h.rows + question.pairs.len(), h.cols))
+    }
+
+    fn vocabulary_backward(
+        &self,
+        _: Coefficients<'_>,
+        _: &ShapeBuf,
+        h: &ShapeBuf,
+        _: Head<'_, Self>,
+        _: &[u32],
     ) -> ShapeBuf {
         self.like(h)
     }

@@ -6,6 +6,7 @@ use crate::ops::case::{Case, Values};
 use crate::ops::reference::{Precision, Reference};
 use crate::ops::{
     Backend, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm, qk_norm_rope,
+    vocabulary,
 };
 
 /// Everything that a case computes.
@@ -44,6 +45,7 @@ fn a_profiled_device_gives_the_same_bits() {
     check(gated_linear::cases::cases().into_iter().take(5).collect());
     check(geglu::cases::cases());
     check(answer_head::cases::cases());
+    check(vocabulary::cases::cases());
     check(adamw::cases::cases());
 }
 
@@ -83,6 +85,7 @@ fn calls_are_recorded_at_the_cost_of_their_case() {
     check_costs(lora_linear::cases::cases().into_iter().take(8).collect(), &["lora_linear"]);
     check_costs(gated_linear::cases::cases().into_iter().take(5).collect(), &["gated_linear"]);
     check_costs(geglu::cases::cases(), &["geglu"]);
+    check_costs(vocabulary::cases::cases(), &["vocabulary"]);
     check_costs(answer_head::cases::cases(), &["answer_head"]);
     check_costs(adamw::cases::cases(), &["adamw", "sum_of_squares"]);
 }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use super::order::WARPS;
 use super::warp_access::Lanes;
-use super::{Access, Data, LANES};
+use super::{Access, Data, LANES, WIDEST};
 
 /// One warp instruction's copies.
 struct Copy {
@@ -40,7 +40,10 @@ pub(super) struct Landing<'a> {
     pub lane: usize,
     /// First byte in shared memory.
     pub offset: usize,
-    pub bytes: &'a [u8],
+    /// How many bytes.
+    pub length: usize,
+    /// They come first in here.
+    pub bytes: &'a [u8; WIDEST],
     /// PTX line of the copy.
     pub line: u32,
 }
@@ -78,6 +81,7 @@ impl AsyncCopies {
     }
 
     /// Hands over what lands when the lanes in `mask` wait for all but their latest `keep` closed groups; `None`: for everything.
+    #[inline(always)]
     pub fn wait(&mut self, warp: u32, mask: u32, keep: Option<u32>, mut land: impl FnMut(Landing)) {
         let Warp { closed, copies } = &mut self.warps[warp as usize % WARPS];
         // Groups below this one land.
@@ -86,15 +90,24 @@ impl AsyncCopies {
             None => u32::MAX,
         });
         for copy in copies.iter_mut() {
-            let lands = |&lane: &usize| copy.groups[lane] < below[lane];
-            if !(0..LANES).any(|lane| lands(&lane)) {
+            let mut landing = 0;
+            for (lane, (group, below)) in copy.groups.iter().zip(&below).enumerate() {
+                landing |= u32::from(group < below) << lane;
+            }
+            if landing == 0 {
                 // Nor does any later copy.
                 break;
             }
-            for lane in Lanes(copy.mask & mask).filter(lands) {
-                copy.mask &= !(1 << lane);
-                let bytes = &copy.data[lane][..copy.bytes as usize];
-                land(Landing { lane, offset: copy.offsets[lane] as usize, bytes, line: copy.line });
+            landing &= copy.mask & mask;
+            copy.mask &= !landing;
+            for lane in Lanes(landing) {
+                land(Landing {
+                    lane,
+                    offset: copy.offsets[lane] as usize,
+                    length: copy.bytes as usize,
+                    bytes: &copy.data[lane],
+                    line: copy.line,
+                });
             }
         }
         while copies.front().is_some_and(|copy| copy.mask == 0) {
@@ -102,8 +115,8 @@ impl AsyncCopies {
         }
     }
 
-    /// The PTX line of the copy that will fill the byte at `offset`.
-    pub fn line(&self, offset: usize) -> u32 {
+    /// The PTX line of the copy that will fill the byte at `offset`, if one was issued.
+    pub fn line(&self, offset: usize) -> Option<u32> {
         let copies = self.warps.iter().flat_map(|warp| &warp.copies);
         let fills = |copy: &&Copy| {
             Lanes(copy.mask).any(|lane| {
@@ -111,6 +124,6 @@ impl AsyncCopies {
                 (start..start + copy.bytes as usize).contains(&offset)
             })
         };
-        copies.filter(fills).map(|copy| copy.line).next().unwrap_or_default()
+        copies.filter(fills).map(|copy| copy.line).next()
     }
 }

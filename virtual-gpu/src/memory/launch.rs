@@ -5,7 +5,7 @@
 //! spun on, a last block that sums up) is not modelled and comes out as a race: kernels here end their launch instead. Of the threads
 //! of one CTA only those of one instruction are held against each other: two lanes of a store that touch the same byte.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
 
 use crate::counters::Counters;
 use crate::fault::FaultKind;
@@ -42,6 +42,23 @@ impl GlobalLaunch {
     }
 }
 
+/// The page in use. One at a time: whoever holds one and waits for another could wait forever.
+struct Held<'a> {
+    allocation: &'a Allocation,
+    index: usize,
+    page: MutexGuard<'a, Option<Box<Page>>>,
+}
+
+/// A page, kept locked from one run of an instruction to the next if it is the same.
+#[inline(always)]
+fn hold<'a, 'h>(held: &'h mut Option<Held<'a>>, allocation: &'a Allocation, index: usize) -> &'h mut Option<Box<Page>> {
+    let same = held.as_ref().is_some_and(|held| held.index == index && std::ptr::eq(held.allocation, allocation));
+    if !same {
+        *held = None;
+    }
+    &mut held.get_or_insert_with(|| Held { allocation, index, page: allocation.page(index) }).page
+}
+
 /// Device memory for one CTA.
 pub struct CtaGlobal<'a> {
     launch: &'a GlobalLaunch,
@@ -56,9 +73,10 @@ impl<'a> CtaGlobal<'a> {
         const WHAT: &str = "global read";
         aligned(access, WHAT)?;
         let mut sectors = Sectors::new();
+        let mut held = None;
         for run in Runs::new(access) {
             let length = run.length(access.bytes);
-            self.read_run(access, &run, length, data)?;
+            self.read_run(access, &run, length, data, &mut held)?;
             sectors.add(run.address, length);
         }
         counters.sectors_read += sectors.total(access);
@@ -91,10 +109,11 @@ impl<'a> CtaGlobal<'a> {
         let touched = Access { mask: full | part, ..*access };
         aligned(&touched, "global read")?;
         let mut sectors = Sectors::new();
+        let mut held = None;
         for lane in Lanes(touched.mask) {
             let length = u64::from(source[lane].min(access.bytes));
             let run = Run { lane, lanes: 1, address: access.addresses[lane], step: length };
-            self.read_run(access, &run, length, data)?;
+            self.read_run(access, &run, length, data, &mut held)?;
             sectors.add(run.address, length);
         }
         counters.sectors_read += sectors.total(&touched);
@@ -110,6 +129,7 @@ impl<'a> CtaGlobal<'a> {
         }
         let mut sectors = Sectors::new();
         let visitor = self.visitor(access);
+        let mut held = None;
         for run in Runs::new(access) {
             let length = run.length(access.bytes);
             let allocation = self.allocation(WHAT, access, &run, length)?;
@@ -118,8 +138,7 @@ impl<'a> CtaGlobal<'a> {
             let mut lane = run.lane;
             while offset < end {
                 let (index, start, stop) = page_part(offset, end);
-                let mut page = allocation.page(index);
-                let page = page.get_or_insert_with(Page::new);
+                let page = hold(&mut held, allocation, index).get_or_insert_with(Page::new);
                 page.record_write(visitor, start, stop)
                     .map_err(|collision| raced("write", access, &run, allocation, index, collision))?;
                 gather(access.bytes, &data[lane..run.lane + run.lanes], page.overwrite(start, stop));
@@ -170,7 +189,14 @@ impl<'a> CtaGlobal<'a> {
 
     /// Reads a run of lanes, `length` bytes in all.
     #[inline(always)]
-    fn read_run(&mut self, access: &Access, run: &Run, length: u64, data: &mut Data) -> Result<(), LaneFault> {
+    fn read_run(
+        &mut self,
+        access: &Access,
+        run: &Run,
+        length: u64,
+        data: &mut Data,
+        held: &mut Option<Held<'a>>,
+    ) -> Result<(), LaneFault> {
         const WHAT: &str = "global read";
         let visitor = self.visitor(access);
         let allocation = self.allocation(WHAT, access, run, length)?;
@@ -179,8 +205,7 @@ impl<'a> CtaGlobal<'a> {
         let mut lane = run.lane;
         while offset < end {
             let (index, start, stop) = page_part(offset, end);
-            let mut page = allocation.page(index);
-            let Some(page) = page.as_mut() else {
+            let Some(page) = hold(held, allocation, index) else {
                 return Err(unwritten(WHAT, access, run, allocation, offset));
             };
             if let Some(byte) = page.unwritten(start, stop) {

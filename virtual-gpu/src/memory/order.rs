@@ -23,6 +23,11 @@ const ASYNC: u64 = 1 << (THREAD_BITS + 1);
 const LINE_SHIFT: u32 = THREAD_BITS + 2;
 const MOST_LINES: u32 = (1 << (32 - LINE_SHIFT)) - 1;
 
+/// The writer of bytes that nobody wrote. Its time is past every other's, so that one comparison finds it.
+pub(super) const UNWRITTEN: u64 = u64::MAX - 1;
+/// The writer of bytes that a cp.async under way will fill; likewise.
+pub(super) const PENDING: u64 = u64::MAX - 2;
+
 /// An access's mark: its time (32 bits), line (20), whether cp.async made it, whether the whole warp did, thread (10). Zero is none,
 /// for time starts at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,19 +86,21 @@ impl Mark {
 /// Time, and what each warp knows of the others'.
 pub(super) struct Order {
     now: u32,
-    /// `known[w][v]`: accesses of warp v before this time are ordered before whatever warp w does next.
+    /// Of the latest barrier of all warps: every access before it is ordered before whatever anyone does next.
+    floor: u32,
+    /// `known[w][v]`: accesses of warp v before this time are ordered before whatever warp w does next, as are those before `floor`.
     known: Box<[[u32; WARPS]; WARPS]>,
 }
 
 impl Order {
     pub fn new() -> Self {
-        Self { now: 1, known: Box::new([[1; WARPS]; WARPS]) }
+        Self { now: 1, floor: 1, known: Box::new([[1; WARPS]; WARPS]) }
     }
 
     /// All warps meet.
     pub fn barrier(&mut self) {
         self.now += 1;
-        self.known.iter_mut().for_each(|row| row.fill(self.now));
+        self.floor = self.now;
     }
 
     /// The warps in `warps` meet: each knows what any of them knew.
@@ -122,14 +129,30 @@ impl Order {
         let warp = warp as usize % WARPS;
         let first = (warp * LANES) as u64;
         let line = u64::from(line.min(MOST_LINES));
-        View { known: &self.known[warp], base: u64::from(self.now) << 32 | line << LINE_SHIFT | first }
+        View {
+            known: &self.known[warp],
+            floor: self.floor,
+            base: u64::from(self.now) << 32 | line << LINE_SHIFT | first,
+        }
     }
+}
+
+/// Why an access may not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// Nobody wrote the bytes.
+    Unwritten,
+    /// A cp.async under way will.
+    Pending,
+    /// Nothing orders an earlier access before this one.
+    Race(Mark, &'static str),
 }
 
 /// One warp's present.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     known: &'a [u32; WARPS],
+    floor: u32,
     base: u64,
 }
 
@@ -143,13 +166,81 @@ impl View<'_> {
     /// Whether the earlier access `mark` is ordered before the warp's present.
     #[inline(always)]
     fn ordered(&self, mark: Mark) -> bool {
-        mark.time() < self.known[mark.warp()]
+        mark.time() < self.floor || mark.time() < self.known[mark.warp()]
     }
 
     /// Whether nothing orders the earlier access `mark` before `mine`.
     #[inline(always)]
-    pub fn unordered(&self, mark: u64, mine: Mark) -> bool {
+    fn unordered(&self, mark: u64, mine: Mark) -> bool {
         !self.ordered(Mark(mark)) && !Mark(mark).same_thread(mine)
+    }
+
+    /// Whether everything that a mark stands for lies before the latest barrier of all warps. Not so for bytes that are unwritten or
+    /// under way.
+    #[inline(always)]
+    fn past(&self, mark: u64) -> bool {
+        ((mark >> 32) as u32) < self.floor
+    }
+
+    /// Records a read.
+    #[inline(always)]
+    pub fn read(&self, cell: &mut Cell, mine: Mark) -> Result<(), Trouble> {
+        if self.past(cell.writer) && self.past(cell.first) {
+            // So is the second reader, if any.
+            cell.first = mine.0;
+            return Ok(());
+        }
+        if !self.past(cell.writer) {
+            self.written(cell.writer, mine)?;
+        }
+        self.remember(cell, mine);
+        Ok(())
+    }
+
+    /// Records a write, `writer` being what the cell shall hold from now.
+    #[inline(always)]
+    pub fn write(&self, cell: &mut Cell, mine: Mark, writer: u64) -> Result<(), Trouble> {
+        if !(self.past(cell.writer) && self.past(cell.first)) {
+            self.untouched(cell, mine)?;
+        }
+        cell.writer = writer;
+        Ok(())
+    }
+
+    /// That an atomic access may be, as far as plain ones go.
+    pub fn check_atomic(&self, cell: &Cell, mine: Mark) -> Result<(), Trouble> {
+        self.written(cell.writer, mine)?;
+        self.untouched(cell, mine)
+    }
+
+    /// That no atomic access is unordered with `mine`.
+    pub fn check_against_atomic(&self, atomic: &Cell, mine: Mark) -> Result<(), Trouble> {
+        match [atomic.first, atomic.second].into_iter().find(|&mark| self.unordered(mark, mine)) {
+            Some(mark) => Err(Trouble::Race(Mark(mark), "atomic")),
+            None => Ok(()),
+        }
+    }
+
+    /// That a cell was written, before `mine`.
+    #[inline(always)]
+    fn written(&self, writer: u64, mine: Mark) -> Result<(), Trouble> {
+        match writer {
+            UNWRITTEN => Err(Trouble::Unwritten),
+            PENDING => Err(Trouble::Pending),
+            _ if self.unordered(writer, mine) => Err(Trouble::Race(Mark(writer), "write")),
+            _ => Ok(()),
+        }
+    }
+
+    /// That a cell may be written.
+    fn untouched(&self, cell: &Cell, mine: Mark) -> Result<(), Trouble> {
+        if cell.writer != UNWRITTEN {
+            self.written(cell.writer, mine)?;
+        }
+        match [cell.first, cell.second].into_iter().find(|&mark| self.unordered(mark, mine)) {
+            Some(mark) => Err(Trouble::Race(Mark(mark), "read")),
+            None => Ok(()),
+        }
     }
 
     /// Remembers a reader in a cell that keeps two, so that a later writer that is unordered with any reader finds one that it is
@@ -165,8 +256,10 @@ impl View<'_> {
             mark.same_thread(mine) || mine.whole_warp() && mark.warp() == mine.warp()
         };
         let (first, second) = (Mark(cell.first), Mark(cell.second));
-        // Marks of 0 are ordered before everything.
-        if second.0 != 0 && replaces(second.0) {
+        // Marks of 0 are ordered before everything. A second reader is there only beside a first one that is not past.
+        if self.past(first.0) {
+            *cell = Cell { first: mine.0, second: 0, ..*cell };
+        } else if second.0 != 0 && replaces(second.0) {
             cell.second = mine.0;
         } else if self.ordered(first) || replaces(first.0) {
             cell.first = mine.0;
@@ -179,3 +272,7 @@ impl View<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "order_tests.rs"]
+mod tests;

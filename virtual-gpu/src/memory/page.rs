@@ -43,7 +43,7 @@ pub(super) struct Collision {
     pub line: u32,
 }
 
-/// Whether a mark was left by some other CTA than the one that leaves `mine`.
+/// Whether a mark was left by some other CTA than the one that leaves `mine`. (A split cell's is.)
 #[inline(always)]
 fn foreign(mark: u64, mine: u64) -> bool {
     mark as u32 != 0 && mark as u32 != mine as u32
@@ -59,23 +59,37 @@ fn remember(cell: &mut Cell, mine: u64) {
     }
 }
 
-/// Ends a visit where `mark` was left by another CTA.
+/// An earlier access that collides: its mark, and what it was.
+type Earlier = (u64, &'static str);
+
+/// Fails where `mark` was left by another CTA.
 #[inline(always)]
-fn apart(mark: u64, mine: u64, other: &'static str) -> Result<(), (u64, &'static str)> {
+fn apart(mark: u64, mine: u64, other: &'static str) -> Result<(), Earlier> {
     if foreign(mark, mine) { Err((mark, other)) } else { Ok(()) }
 }
 
-fn collision((offset, (mark, other)): (usize, (u64, &'static str))) -> Collision {
+/// Fails where another CTA read or wrote a cell.
+#[inline(always)]
+fn meets_no_other(cell: &Cell, mine: u64) -> Result<(), Earlier> {
+    apart(cell.writer, mine, "write")?;
+    apart(cell.first, mine, "read")?;
+    apart(cell.second, mine, "read")
+}
+
+fn collision((offset, (mark, other)): (usize, Earlier)) -> Collision {
     Collision { offset, other, cta: (mark as u32).wrapping_sub(1), line: (mark >> 32) as u32 }
 }
+
+/// Log2 of the bytes of a cell that is not split.
+const TOP: u32 = 6;
 
 /// Who of the running launch touched the page.
 struct Touched {
     /// Marks of other launches count for nothing.
     launch: u32,
-    plain: Shadow,
+    plain: Shadow<TOP>,
     /// Atomic accesses, as readers: they collide with plain ones, not among themselves.
-    atomic: Option<Shadow>,
+    atomic: Option<Shadow<TOP>>,
 }
 
 /// See the head of this file.
@@ -141,7 +155,7 @@ impl Page {
     /// The page's record of the visitor's launch.
     #[inline(always)]
     fn touched(&mut self, launch: u32) -> &mut Touched {
-        let touched = self.touched.get_or_insert_with(|| Touched { launch, plain: Shadow::new(PAGE), atomic: None });
+        let touched = self.touched.get_or_insert_with(|| Touched { launch, plain: Shadow::new(PAGE, 0), atomic: None });
         if touched.launch != launch {
             touched.launch = launch;
             touched.plain.reset(PAGE);
@@ -155,14 +169,17 @@ impl Page {
     pub fn record_read(&mut self, visitor: Visitor, start: usize, end: usize) -> Result<(), Collision> {
         let mine = visitor.mark();
         let touched = self.touched(visitor.launch);
-        touched
-            .plain
-            .visit(start, end, |cell| {
+        let mut clean = touched.atomic.is_none() && (start | end).is_multiple_of(1 << TOP);
+        if clean {
+            for cell in &mut touched.plain.tops()[start >> TOP..end >> TOP] {
+                if foreign(cell.writer, mine) {
+                    clean = false;
+                    break;
+                }
                 remember(cell, mine);
-                apart(cell.writer, mine, "write")
-            })
-            .map_err(collision)?;
-        touched.meets_no_atomic(mine, start, end)
+            }
+        }
+        if clean { Ok(()) } else { touched.read(mine, start, end) }
     }
 
     /// Records a write of bytes `start..end`.
@@ -170,53 +187,64 @@ impl Page {
     pub fn record_write(&mut self, visitor: Visitor, start: usize, end: usize) -> Result<(), Collision> {
         let mine = visitor.mark();
         let touched = self.touched(visitor.launch);
-        touched
-            .plain
-            .visit(start, end, |cell| {
-                apart(cell.writer, mine, "write")?;
-                apart(cell.first, mine, "read")?;
-                apart(cell.second, mine, "read")?;
+        let mut clean = touched.atomic.is_none() && (start | end).is_multiple_of(1 << TOP);
+        if clean {
+            for cell in &mut touched.plain.tops()[start >> TOP..end >> TOP] {
+                if meets_no_other(cell, mine).is_err() {
+                    clean = false;
+                    break;
+                }
                 cell.writer = mine;
-                Ok(())
-            })
-            .map_err(collision)?;
-        touched.meets_no_atomic(mine, start, end)
+            }
+        }
+        if clean { Ok(()) } else { touched.write(mine, start, end) }
     }
 
     /// Records an atomic access to bytes `start..end`.
     pub fn record_atomic(&mut self, visitor: Visitor, start: usize, end: usize) -> Result<(), Collision> {
         let mine = visitor.mark();
         let touched = self.touched(visitor.launch);
-        touched
-            .plain
-            .visit(start, end, |cell| {
-                apart(cell.writer, mine, "write")?;
-                apart(cell.first, mine, "read")?;
-                apart(cell.second, mine, "read")
-            })
-            .map_err(collision)?;
-        let atomic = touched.atomic.get_or_insert_with(|| Shadow::new(PAGE));
-        atomic
-            .visit(start, end, |cell| {
+        touched.plain.visit(start, end, |cell| meets_no_other(cell, mine)).map_err(collision)?;
+        let remembered: Result<(), (usize, Earlier)> =
+            touched.atomic.get_or_insert_with(|| Shadow::new(PAGE, 0)).visit(start, end, |cell| {
                 remember(cell, mine);
                 Ok(())
-            })
-            .map_err(collision)
+            });
+        remembered.map_err(collision)
     }
 }
 
 impl Touched {
+    /// [`Page::record_read`] for cells of any width.
+    fn read(&mut self, mine: u64, start: usize, end: usize) -> Result<(), Collision> {
+        let read = |cell: &mut Cell| {
+            remember(cell, mine);
+            apart(cell.writer, mine, "write")
+        };
+        self.plain.visit(start, end, read).map_err(collision)?;
+        self.meets_no_atomic(mine, start, end)
+    }
+
+    /// [`Page::record_write`] for cells of any width.
+    fn write(&mut self, mine: u64, start: usize, end: usize) -> Result<(), Collision> {
+        let write = |cell: &mut Cell| {
+            meets_no_other(cell, mine)?;
+            cell.writer = mine;
+            Ok(())
+        };
+        self.plain.visit(start, end, write).map_err(collision)?;
+        self.meets_no_atomic(mine, start, end)
+    }
+
     /// That no other CTA accessed bytes `start..end` atomically.
-    #[inline(always)]
     fn meets_no_atomic(&mut self, mine: u64, start: usize, end: usize) -> Result<(), Collision> {
+        let apart = |cell: &mut Cell| {
+            apart(cell.first, mine, "atomic")?;
+            apart(cell.second, mine, "atomic")
+        };
         match &mut self.atomic {
             None => Ok(()),
-            Some(atomic) => atomic
-                .visit(start, end, |cell| {
-                    apart(cell.first, mine, "atomic")?;
-                    apart(cell.second, mine, "atomic")
-                })
-                .map_err(collision),
+            Some(atomic) => atomic.visit(start, end, apart).map_err(collision),
         }
     }
 }

@@ -1,15 +1,13 @@
-//! Who touched which bytes: a record beside memory, one cell for 16 bytes where accesses are that wide, for 4 or 1 where they are not.
+//! Who touched which bytes: a record beside memory, one cell for as many bytes as accesses mostly cover, for fewer where they do not.
 //!
-//! Cells start coarse. The first access of a block of 256 bytes that covers a cell in part splits the block's cells, so that the
-//! record is exact to the byte and still small for the wide accesses that kernels mostly make.
+//! Cells start wide: 1 << TOP bytes. The first access that covers a cell in part splits it into parts of 16, 4 or 1 bytes, so that
+//! the record is exact to the byte and still small and quick for the wide accesses that kernels mostly make.
 
-/// Bytes that are split together.
-const BLOCK: usize = 256;
-/// Log2 of the bytes of the coarsest cell.
-const COARSE: u32 = 4;
+/// The writer of a cell that was split; `first` says where its parts begin, `second` is log2 of the bytes of each.
+pub(super) const SPLIT: u64 = u64::MAX;
 
-/// What one cell remembers; what a mark means is the memory's affair, 0 is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What one cell remembers. What marks mean is the memory's affair, except [`SPLIT`]; a reader of 0 is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cell {
     /// Who wrote last.
     pub writer: u64,
@@ -19,68 +17,76 @@ pub(super) struct Cell {
     pub second: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    /// Its first cell.
-    at: u32,
-    /// Log2 of the bytes of its cells.
-    shift: u32,
-}
-
 /// The record of some memory.
-#[derive(Debug, Default)]
-pub(super) struct Shadow {
-    blocks: Vec<Block>,
+#[derive(Debug)]
+pub(super) struct Shadow<const TOP: u32> {
     cells: Vec<Cell>,
+    parts: Vec<Cell>,
+    blank: Cell,
 }
 
-impl Shadow {
-    /// For `bytes` bytes that nobody touched.
-    pub fn new(bytes: usize) -> Self {
-        let mut shadow = Self::default();
+impl<const TOP: u32> Shadow<TOP> {
+    /// For `bytes` bytes that nobody touched, all with the same `writer`.
+    pub fn new(bytes: usize, writer: u64) -> Self {
+        let blank = Cell { writer, first: 0, second: 0 };
+        let mut shadow = Self { cells: Vec::new(), parts: Vec::new(), blank };
         shadow.reset(bytes);
         shadow
     }
 
     /// As new.
     pub fn reset(&mut self, bytes: usize) {
-        let blocks = bytes.div_ceil(BLOCK);
-        let each = BLOCK >> COARSE;
-        self.blocks.clear();
-        self.blocks.extend((0..blocks).map(|block| Block { at: (block * each) as u32, shift: COARSE }));
+        self.parts.clear();
         self.cells.clear();
-        self.cells.resize(blocks * each, Cell::default());
+        self.cells.resize(bytes.div_ceil(1 << TOP), self.blank);
     }
 
-    /// Splits a block's cells to 1 << `shift` bytes each.
+    /// The widest cells; their index is the byte address over 1 << TOP.
+    #[inline(always)]
+    pub fn tops(&mut self) -> &mut [Cell] {
+        &mut self.cells
+    }
+
+    /// The cells of bytes `start..end`, which lie in one of the widest cells.
+    #[inline(always)]
+    pub fn within(&mut self, start: usize, end: usize) -> &mut [Cell] {
+        let index = start >> TOP;
+        let Cell { writer, mut first, mut second } = self.cells[index];
+        if writer != SPLIT && end - start == 1 << TOP {
+            return std::slice::from_mut(&mut self.cells[index]);
+        }
+        if writer != SPLIT || (start | end) & ((1 << second) - 1) != 0 {
+            (first, second) = self.split(index, start | end);
+        }
+        let from = first as usize + ((start & ((1 << TOP) - 1)) >> second);
+        &mut self.parts[from..from + ((end - start) >> second)]
+    }
+
+    /// Splits a cell so that parts begin and end wherever `ends` has bits; gives where they begin and log2 of their bytes.
     #[cold]
-    fn split(&mut self, block: usize, shift: u32) {
-        let Block { at, shift: old } = self.blocks[block];
-        let start = self.cells.len();
-        let copies = 1 << (old - shift);
-        for cell in at as usize..at as usize + (BLOCK >> old) {
-            let cell = self.cells[cell];
-            self.cells.extend(std::iter::repeat_n(cell, copies));
+    fn split(&mut self, index: usize, ends: usize) -> (u64, u64) {
+        let shift: u32 = match ends {
+            _ if TOP > 4 && ends & 15 == 0 => 4,
+            _ if ends & 3 == 0 => 2,
+            _ => 0,
+        };
+        let begin = self.parts.len();
+        let old = self.cells[index];
+        if old.writer == SPLIT {
+            let copies = 1 << (old.second as u32 - shift);
+            let parts = old.first as usize..old.first as usize + (1 << (TOP - old.second as u32));
+            for part in parts {
+                let part = self.parts[part];
+                self.parts.extend(std::iter::repeat_n(part, copies));
+            }
+        } else {
+            self.parts.extend(std::iter::repeat_n(old, 1 << (TOP - shift)));
         }
-        self.blocks[block] = Block { at: start as u32, shift };
+        self.cells[index] = Cell { writer: SPLIT, first: begin as u64, second: u64::from(shift) };
+        (begin as u64, u64::from(shift))
     }
 
-    /// The cells of bytes `start..end`, which lie in one block, and log2 of the bytes of each.
-    #[inline(always)]
-    pub fn cells(&mut self, start: usize, end: usize) -> (&mut [Cell], u32) {
-        let index = start / BLOCK;
-        let mut block = self.blocks[index];
-        let ends = start | end;
-        if ends & ((1 << block.shift) - 1) != 0 {
-            self.split(index, if ends & 3 == 0 { 2 } else { 0 });
-            block = self.blocks[index];
-        }
-        let first = block.at as usize + ((start % BLOCK) >> block.shift);
-        (&mut self.cells[first..first + ((end - start) >> block.shift)], block.shift)
-    }
-
-    /// Calls `visit` with every cell of bytes `start..end` and the byte where it starts, until one call fails.
-    #[inline(always)]
+    /// Calls `visit` with every cell of bytes `start..end`, until one call fails: then the error says where that cell starts.
     pub fn visit<E>(
         &mut self,
         start: usize,
@@ -89,10 +95,11 @@ impl Shadow {
     ) -> Result<(), (usize, E)> {
         let mut from = start;
         while from < end {
-            let to = end.min((from / BLOCK + 1) * BLOCK);
-            let (cells, shift) = self.cells(from, to);
+            let to = end.min(((from >> TOP) + 1) << TOP);
+            let cells = self.within(from, to);
+            let count = cells.len();
             for (index, cell) in cells.iter_mut().enumerate() {
-                visit(cell).map_err(|error| (from + (index << shift), error))?;
+                visit(cell).map_err(|error| (from + (to - from) / count * index, error))?;
             }
             from = to;
         }
@@ -102,21 +109,17 @@ impl Shadow {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::Random;
     use super::*;
 
-    #[test]
-    fn split_cells_keep_what_was_recorded_to_the_byte() {
-        let mut random = 7u64;
-        let mut next = |below: usize| {
-            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (random >> 33) as usize % below
-        };
-        let mut shadow = Shadow::new(1024);
+    fn keeps_what_was_recorded<const TOP: u32>() {
+        let mut random = Random(7);
+        let mut shadow = Shadow::<TOP>::new(1024, 0);
         let mut bytes = [0u64; 1024];
-        for mark in 1..2000u64 {
-            let width = [1, 2, 4, 8, 16, 64, 512][next(7)];
-            let start = next((1024 - width) / width.min(16) + 1) * width.min(16);
-            let expected = bytes[start..start + width].to_vec();
+        for mark in 1..4000u64 {
+            let width = [1, 2, 4, 8, 16, 64, 512][random.below(7) as usize];
+            let unit = width.min(16);
+            let start = random.below(((1024 - width) / unit + 1) as u64) as usize * unit;
             let mut found = Vec::new();
             let done: Result<(), (usize, ())> = shadow.visit(start, start + width, |cell| {
                 found.push(cell.writer);
@@ -125,22 +128,27 @@ mod tests {
             });
             done.unwrap();
             found.dedup();
-            let mut runs = expected.clone();
-            runs.dedup();
-            assert_eq!(found, runs, "bytes {start}..{}", start + width);
+            let mut expected = bytes[start..start + width].to_vec();
+            expected.dedup();
+            assert_eq!(found, expected, "bytes {start}..{}", start + width);
             bytes[start..start + width].fill(mark);
         }
     }
 
     #[test]
+    fn split_cells_keep_what_was_recorded_to_the_byte() {
+        keeps_what_was_recorded::<4>();
+        keeps_what_was_recorded::<6>();
+    }
+
+    #[test]
     fn a_failed_visit_names_the_byte() {
-        let mut shadow = Shadow::new(1024);
-        shadow
-            .visit::<()>(300, 301, |cell| {
-                cell.writer = 1;
-                Ok(())
-            })
-            .unwrap();
+        let mut shadow = Shadow::<6>::new(1024, 0);
+        let mark = |cell: &mut Cell| {
+            cell.writer = 1;
+            Ok::<(), (usize, ())>(()).map_err(|_| ())
+        };
+        shadow.visit(300, 301, mark).unwrap();
         let failed = shadow.visit(256, 512, |cell| if cell.writer == 1 { Err("here") } else { Ok(()) });
         assert_eq!(failed, Err((300, "here")));
     }

@@ -9,21 +9,20 @@ use crate::counters::Counters;
 use crate::fault::FaultKind;
 
 use super::async_copies::AsyncCopies;
-use super::order::{Mark, Order, View};
+use super::order::{Mark, Order, PENDING, Trouble, UNWRITTEN, View};
 use super::shadow::{Cell, Shadow};
 use super::warp_access::{Lanes, aligned, passes};
-use super::{Access, Data, LaneFault, WIDEST, bits};
+use super::{Access, Data, LaneFault, WIDEST};
+
+/// Log2 of the bytes of a cell that is not split: a row of ldmatrix.
+const TOP: u32 = 4;
 
 /// Shared memory, byte addresses from 0. One CTA at a time; [`SharedMemory::reset`] makes it another CTA's.
 pub struct SharedMemory {
     bytes: Vec<u8>,
-    /// Written, and no copy under way there.
-    ready: Vec<u64>,
-    /// A copy under way there.
-    pending: Vec<u64>,
-    plain: Shadow,
+    plain: Shadow<TOP>,
     /// Atomic accesses, as readers: they collide with plain ones, not among themselves.
-    atomic: Option<Shadow>,
+    atomic: Option<Shadow<TOP>>,
     order: Order,
     copies: AsyncCopies,
 }
@@ -42,17 +41,12 @@ const WRITE: Kind = Kind { what: "shared write", verb: "write" };
 const ATOMIC: Kind = Kind { what: "shared atomic", verb: "atomic" };
 const ASYNC: Kind = Kind { what: "shared write by cp.async", verb: "cp.async" };
 
-/// An earlier access that collides, and how it is reported.
-type Earlier = (Mark, &'static str);
-
 impl SharedMemory {
     /// `bytes` of it, unwritten.
     pub fn new(bytes: u32) -> Self {
         let mut memory = Self {
             bytes: Vec::new(),
-            ready: Vec::new(),
-            pending: Vec::new(),
-            plain: Shadow::default(),
+            plain: Shadow::new(0, UNWRITTEN),
             atomic: None,
             order: Order::new(),
             copies: AsyncCopies::new(),
@@ -66,10 +60,6 @@ impl SharedMemory {
         let bytes = bytes as usize;
         self.bytes.clear();
         self.bytes.resize(bytes, super::page::UNWRITTEN);
-        for bits in [&mut self.ready, &mut self.pending] {
-            bits.clear();
-            bits.resize(bytes.div_ceil(64), 0);
-        }
         self.plain.reset(bytes);
         self.atomic = None;
         self.order = Order::new();
@@ -83,13 +73,13 @@ impl SharedMemory {
 
     /// Loads; other bytes of `data` stay. Counts `shared_passes`, `bank_conflicts`.
     pub fn load(&mut self, access: &Access, data: &mut Data, counters: &mut Counters) -> Result<(), LaneFault> {
-        self.check_range(access, READ)?;
+        aligned(access, READ.what)?;
         match access.bytes {
-            1 => self.load_each::<1>(access, false, data),
-            2 => self.load_each::<2>(access, false, data),
-            4 => self.load_each::<4>(access, false, data),
-            8 => self.load_each::<8>(access, false, data),
-            _ => self.load_each::<16>(access, false, data),
+            1 => self.load_each::<1, false>(access, data),
+            2 => self.load_each::<2, false>(access, data),
+            4 => self.load_each::<4, false>(access, data),
+            8 => self.load_each::<8, false>(access, data),
+            _ => self.load_each::<16, false>(access, data),
         }?;
         count(access, counters);
         Ok(())
@@ -99,47 +89,44 @@ impl SharedMemory {
     /// the row at lane l's address. Every thread of the warp counts as a reader. Counts `shared_passes`, `bank_conflicts`.
     pub fn load_rows(&mut self, access: &Access, rows: &mut Data, counters: &mut Counters) -> Result<(), LaneFault> {
         debug_assert_eq!(access.bytes, 16, "a row of ldmatrix");
-        self.check_range(access, READ)?;
-        self.load_each::<16>(access, true, rows)?;
+        aligned(access, READ.what)?;
+        self.load_each::<16, true>(access, rows)?;
         count(access, counters);
         Ok(())
     }
 
-    #[inline(always)]
-    fn load_each<const BYTES: usize>(
+    /// Loads; `ROWS`: for the whole warp.
+    fn load_each<const BYTES: usize, const ROWS: bool>(
         &mut self,
         access: &Access,
-        whole_warp: bool,
         data: &mut Data,
     ) -> Result<(), LaneFault> {
-        let view = self.order.view(access.warp, access.line);
+        let Self { bytes, plain, atomic, order, .. } = self;
+        let view = order.view(access.warp, access.line);
         for lane in Lanes(access.mask) {
             let start = access.addresses[lane] as usize;
-            if !has_all::<BYTES>(&self.ready, start) {
-                return Err(self.not_ready(access, lane, READ));
-            }
-            let mut mine = view.mark(lane);
-            if whole_warp {
-                mine = mine.of_whole_warp();
-            }
-            let collision = self.plain.visit(start, start + BYTES, |cell| {
-                if view.unordered(cell.writer, mine) {
-                    return Err((Mark(cell.writer), "write"));
+            let Some(from) = bytes.get(start..start.wrapping_add(BYTES)) else {
+                return Err(self.out_of_bounds(access, lane, READ));
+            };
+            let mine = if ROWS { view.mark(lane).of_whole_warp() } else { view.mark(lane) };
+            for cell in plain.within(start, start + BYTES) {
+                if let Err(trouble) = view.read(cell, mine) {
+                    return Err(self.troubled(access, lane, READ, trouble));
                 }
-                view.remember(cell, mine);
-                Ok(())
-            });
-            collision
-                .and_then(|()| meets_no_atomic(&mut self.atomic, &view, mine, start, BYTES))
-                .map_err(|found| raced(lane, READ, found))?;
-            data[lane][..BYTES].copy_from_slice(&self.bytes[start..start + BYTES]);
+            }
+            if let Some(atomic) = atomic
+                && let Err(trouble) = meets_no_atomic(atomic, &view, mine, start, start + BYTES)
+            {
+                return Err(self.troubled(access, lane, READ, trouble));
+            }
+            data[lane][..BYTES].copy_from_slice(from);
         }
         Ok(())
     }
 
     /// Stores. Counts `shared_passes`, `bank_conflicts`.
     pub fn store(&mut self, access: &Access, data: &Data, counters: &mut Counters) -> Result<(), LaneFault> {
-        self.check_range(access, WRITE)?;
+        aligned(access, WRITE.what)?;
         match access.bytes {
             1 => self.store_each::<1>(access, data),
             2 => self.store_each::<2>(access, data),
@@ -151,25 +138,26 @@ impl SharedMemory {
         Ok(())
     }
 
-    #[inline(always)]
     fn store_each<const BYTES: usize>(&mut self, access: &Access, data: &Data) -> Result<(), LaneFault> {
-        let view = self.order.view(access.warp, access.line);
+        let Self { bytes, plain, atomic, order, .. } = self;
+        let view = order.view(access.warp, access.line);
         for lane in Lanes(access.mask) {
             let start = access.addresses[lane] as usize;
-            if has_any::<BYTES>(&self.pending, start) {
-                return Err(self.not_ready(access, lane, WRITE));
-            }
+            let Some(into) = bytes.get_mut(start..start.wrapping_add(BYTES)) else {
+                return Err(self.out_of_bounds(access, lane, WRITE));
+            };
             let mine = view.mark(lane);
-            let collision = self.plain.visit(start, start + BYTES, |cell| {
-                meets_no_other(cell, &view, mine)?;
-                cell.writer = mine.0;
-                Ok(())
-            });
-            collision
-                .and_then(|()| meets_no_atomic(&mut self.atomic, &view, mine, start, BYTES))
-                .map_err(|found| raced(lane, WRITE, found))?;
-            self.ready[start / 64] |= range_bits::<BYTES>(start);
-            self.bytes[start..start + BYTES].copy_from_slice(&data[lane][..BYTES]);
+            for cell in plain.within(start, start + BYTES) {
+                if let Err(trouble) = view.write(cell, mine, mine.0) {
+                    return Err(self.troubled(access, lane, WRITE, trouble));
+                }
+            }
+            if let Some(atomic) = atomic
+                && let Err(trouble) = meets_no_atomic(atomic, &view, mine, start, start + BYTES)
+            {
+                return Err(self.troubled(access, lane, WRITE, trouble));
+            }
+            into.copy_from_slice(&data[lane][..BYTES]);
         }
         Ok(())
     }
@@ -182,55 +170,67 @@ impl SharedMemory {
         counters: &mut Counters,
         mut operation: impl FnMut(usize, [u8; WIDEST]) -> [u8; WIDEST],
     ) -> Result<(), LaneFault> {
-        self.check_range(access, ATOMIC)?;
-        let size = self.bytes.len();
-        let view = self.order.view(access.warp, access.line);
+        aligned(access, ATOMIC.what)?;
+        let Self { bytes, plain, atomic, order, .. } = self;
+        let size = bytes.len();
+        let view = order.view(access.warp, access.line);
         for lane in Lanes(access.mask) {
             let start = access.addresses[lane] as usize;
-            let end = start + access.bytes as usize;
-            if !bits::all(&self.ready, start, end) {
-                return Err(self.not_ready(access, lane, ATOMIC));
-            }
+            let end = start.wrapping_add(access.bytes as usize);
+            let Some(place) = bytes.get_mut(start..end) else {
+                return Err(self.out_of_bounds(access, lane, ATOMIC));
+            };
             let mine = view.mark(lane);
-            self.plain
-                .visit(start, end, |cell| meets_no_other(cell, &view, mine))
-                .map_err(|found| raced(lane, ATOMIC, found))?;
-            let atomic = self.atomic.get_or_insert_with(|| Shadow::new(size));
-            atomic
-                .visit(start, end, |cell| {
-                    view.remember(cell, mine);
-                    Ok(())
-                })
-                .map_err(|found| raced(lane, ATOMIC, found))?;
+            for cell in plain.within(start, end) {
+                if let Err(trouble) = view.check_atomic(cell, mine) {
+                    return Err(self.troubled(access, lane, ATOMIC, trouble));
+                }
+            }
+            let atomic = atomic.get_or_insert_with(|| Shadow::new(size, 0));
+            atomic.within(start, end).iter_mut().for_each(|cell| view.remember(cell, mine));
             let mut old = [0; WIDEST];
-            old[..end - start].copy_from_slice(&self.bytes[start..end]);
-            self.bytes[start..end].copy_from_slice(&operation(lane, old)[..end - start]);
+            old[..place.len()].copy_from_slice(place);
+            place.copy_from_slice(&operation(lane, old)[..place.len()]);
         }
         count(access, counters);
         Ok(())
     }
 
     /// The destination side of cp.async: `data` (zero-filled, see `CtaGlobal::load_partial`) lands when the issuing thread waits for
-    /// the group that its next [`SharedMemory::commit`] closes. Counts `shared_passes`, `bank_conflicts`.
+    /// the group that its next [`SharedMemory::commit`] closes. 4, 8 or 16 bytes a lane. Counts `shared_passes`, `bank_conflicts`.
     pub fn async_copy(&mut self, access: &Access, data: &Data, counters: &mut Counters) -> Result<(), LaneFault> {
-        self.check_range(access, ASYNC)?;
-        let view = self.order.view(access.warp, access.line);
-        for lane in Lanes(access.mask) {
-            let start = access.addresses[lane] as usize;
-            let end = start + access.bytes as usize;
-            if bits::first_set(&self.pending, start, end).is_some() {
-                return Err(self.not_ready(access, lane, ASYNC));
-            }
-            let mine = view.mark(lane);
-            let collision = self.plain.visit(start, end, |cell| meets_no_other(cell, &view, mine));
-            collision
-                .and_then(|()| meets_no_atomic(&mut self.atomic, &view, mine, start, end - start))
-                .map_err(|found| raced(lane, ASYNC, found))?;
-            bits::set(&mut self.pending, start, end);
-            bits::clear(&mut self.ready, start, end);
-        }
+        aligned(access, ASYNC.what)?;
+        match access.bytes {
+            16 => self.issue_each::<16>(access),
+            8 => self.issue_each::<8>(access),
+            _ => self.issue_each::<4>(access),
+        }?;
         self.copies.issue(access, data);
         count(access, counters);
+        Ok(())
+    }
+
+    fn issue_each<const BYTES: usize>(&mut self, access: &Access) -> Result<(), LaneFault> {
+        let Self { bytes, plain, atomic, order, .. } = self;
+        let view = order.view(access.warp, access.line);
+        for lane in Lanes(access.mask) {
+            let start = access.addresses[lane] as usize;
+            let end = start.wrapping_add(BYTES);
+            if bytes.get(start..end).is_none() {
+                return Err(self.out_of_bounds(access, lane, ASYNC));
+            }
+            let mine = view.mark(lane);
+            for cell in plain.within(start, end) {
+                if let Err(trouble) = view.write(cell, mine, PENDING) {
+                    return Err(self.troubled(access, lane, ASYNC, trouble));
+                }
+            }
+            if let Some(atomic) = atomic
+                && let Err(trouble) = meets_no_atomic(atomic, &view, mine, start, end)
+            {
+                return Err(self.troubled(access, lane, ASYNC, trouble));
+            }
+        }
         Ok(())
     }
 
@@ -250,18 +250,16 @@ impl SharedMemory {
     }
 
     fn land(&mut self, warp: u32, mask: u32, keep: Option<u32>) {
-        let Self { bytes, ready, pending, plain, order, copies, .. } = self;
+        let Self { bytes, plain, order, copies, .. } = self;
         copies.wait(warp, mask, keep, |landing| {
             let start = landing.offset;
-            let end = start + landing.bytes.len();
+            let end = start + landing.length;
             let mark = order.view(warp, landing.line).mark(landing.lane).of_async_copy();
-            bytes[start..end].copy_from_slice(landing.bytes);
-            bits::clear(pending, start, end);
-            bits::set(ready, start, end);
-            let Ok(()) = plain.visit::<std::convert::Infallible>(start, end, |cell| {
-                cell.writer = mark.0;
-                Ok(())
-            });
+            match landing.length {
+                WIDEST => bytes[start..start + WIDEST].copy_from_slice(landing.bytes),
+                length => bytes[start..end].copy_from_slice(&landing.bytes[..length]),
+            }
+            plain.within(start, end).iter_mut().for_each(|cell| cell.writer = mark.0);
         });
     }
 
@@ -281,18 +279,6 @@ impl SharedMemory {
         self.order.warp_barrier(warp);
     }
 
-    /// That every lane's bytes are aligned and lie in here.
-    #[inline(always)]
-    fn check_range(&self, access: &Access, kind: Kind) -> Result<(), LaneFault> {
-        aligned(access, kind.what)?;
-        let most = (self.bytes.len() as u64).wrapping_sub(u64::from(access.bytes));
-        let inside = |lane| self.bytes.len() as u64 >= u64::from(access.bytes) && access.addresses[lane] <= most;
-        match Lanes(access.mask).find(|&lane| !inside(lane)) {
-            None => Ok(()),
-            Some(lane) => Err(self.out_of_bounds(access, lane, kind)),
-        }
-    }
-
     #[cold]
     fn out_of_bounds(&self, access: &Access, lane: usize, kind: Kind) -> LaneFault {
         let (address, bytes) = (access.addresses[lane], access.bytes);
@@ -301,89 +287,52 @@ impl SharedMemory {
         LaneFault { lane: lane as u32, kind: FaultKind::OutOfBounds { what: kind.what, bytes, address, nearest } }
     }
 
-    /// Why a lane's bytes cannot be touched.
+    /// What is told of a lane whose access may not be.
     #[cold]
-    fn not_ready(&self, access: &Access, lane: usize, kind: Kind) -> LaneFault {
+    fn troubled(&mut self, access: &Access, lane: usize, kind: Kind, trouble: Trouble) -> LaneFault {
         let start = access.addresses[lane] as usize;
         let end = start + access.bytes as usize;
-        let kind = match bits::first_set(&self.pending, start, end) {
-            Some(byte) => FaultKind::AsyncCopy { address: byte as u64, line: self.copies.line(byte) },
-            None => {
-                let byte = bits::first_unset(&self.ready, start, end).unwrap_or(start);
+        let mut first = |wanted: &dyn Fn(&Cell) -> bool| {
+            let found = |shadow: &mut Shadow<TOP>| {
+                shadow.visit(start, end, |cell| if wanted(cell) { Err(()) } else { Ok(()) }).err()
+            };
+            let byte = found(&mut self.plain).or_else(|| self.atomic.as_mut().and_then(found));
+            byte.map_or(start, |(byte, ())| byte) as u64
+        };
+        let kind = match trouble {
+            Trouble::Unwritten => {
+                let byte = first(&|cell| cell.writer == UNWRITTEN);
                 let place = format!("byte {byte} of the CTA's {}", self.bytes.len());
-                FaultKind::Uninitialised { what: kind.what, bytes: access.bytes, address: byte as u64, place }
+                FaultKind::Uninitialised { what: kind.what, bytes: access.bytes, address: byte, place }
             }
+            Trouble::Pending => {
+                let byte = first(&|cell| cell.writer == PENDING);
+                // A copy that is not there yet is this very one.
+                let line = self.copies.line(byte as usize).unwrap_or(access.line);
+                FaultKind::AsyncCopy { address: byte, line }
+            }
+            Trouble::Race(mark, other) => FaultKind::SharedRace {
+                address: first(&|cell| [cell.writer, cell.first, cell.second].contains(&mark.0)),
+                what: kind.verb,
+                other: if mark.is_async() { ASYNC.verb } else { other },
+                thread: mark.thread(),
+                line: mark.line(),
+            },
         };
         LaneFault { lane: lane as u32, kind }
     }
 }
 
-/// That no thread wrote or read a cell out of order with `mine`.
-#[inline(always)]
-fn meets_no_other(cell: &mut Cell, view: &View, mine: Mark) -> Result<(), Earlier> {
-    for (mark, other) in [(cell.writer, "write"), (cell.first, "read"), (cell.second, "read")] {
-        if view.unordered(mark, mine) {
-            return Err((Mark(mark), other));
-        }
-    }
-    Ok(())
-}
-
 /// That no thread accessed bytes atomically out of order with `mine`.
+fn meets_no_atomic(atomic: &mut Shadow<TOP>, view: &View, mine: Mark, start: usize, end: usize) -> Result<(), Trouble> {
+    atomic.within(start, end).iter().try_for_each(|cell| view.check_against_atomic(cell, mine))
+}
+
 #[inline(always)]
-fn meets_no_atomic(
-    atomic: &mut Option<Shadow>,
-    view: &View,
-    mine: Mark,
-    start: usize,
-    bytes: usize,
-) -> Result<(), (usize, Earlier)> {
-    match atomic {
-        None => Ok(()),
-        Some(atomic) => atomic.visit(start, start + bytes, |cell| {
-            for mark in [cell.first, cell.second] {
-                if view.unordered(mark, mine) {
-                    return Err((Mark(mark), "atomic"));
-                }
-            }
-            Ok(())
-        }),
-    }
-}
-
-#[cold]
-fn raced(lane: usize, kind: Kind, (byte, (mark, other)): (usize, Earlier)) -> LaneFault {
-    let other = if mark.is_async() { ASYNC.verb } else { other };
-    let kind = FaultKind::SharedRace {
-        address: byte as u64,
-        what: kind.verb,
-        other,
-        thread: mark.thread(),
-        line: mark.line(),
-    };
-    LaneFault { lane: lane as u32, kind }
-}
-
 fn count(access: &Access, counters: &mut Counters) {
     let (made, least) = passes(access);
     counters.shared_passes += made;
     counters.bank_conflicts += made - least;
-}
-
-/// The bits of `BYTES` aligned bytes in their word of a bitmap.
-#[inline(always)]
-fn range_bits<const BYTES: usize>(start: usize) -> u64 {
-    ((1 << BYTES) - 1) << (start % 64)
-}
-
-#[inline(always)]
-fn has_all<const BYTES: usize>(bitmap: &[u64], start: usize) -> bool {
-    bitmap[start / 64] & range_bits::<BYTES>(start) == range_bits::<BYTES>(start)
-}
-
-#[inline(always)]
-fn has_any<const BYTES: usize>(bitmap: &[u64], start: usize) -> bool {
-    bitmap[start / 64] & range_bits::<BYTES>(start) != 0
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What the tests of the memories share: seeded numbers, and accesses made from a rule.
 
-use super::{Access, Data, LANES, WIDEST};
+use super::{Access, Data, LANES, SharedMemory, WIDEST};
+use crate::counters::Counters;
 
 /// Seeded numbers.
 pub(super) struct Random(pub u64);
@@ -43,3 +44,15 @@ pub(super) fn pattern(seed: u8) -> Data {
 
 /// No bytes at all.
 pub(super) const NOTHING: Data = [[0; WIDEST]; LANES];
+
+/// Shared memory all of whose bytes thread 0 wrote as 7, with a barrier after.
+pub(super) fn written(bytes: u32) -> SharedMemory {
+    let mut memory = SharedMemory::new(bytes);
+    for byte in 0..u64::from(bytes) {
+        let into = [byte; LANES];
+        let one = Access { mask: 1, ..access(&into, 1) };
+        memory.store(&one, &[[7; WIDEST]; LANES], &mut Counters::default()).expect("a clean write");
+    }
+    memory.barrier();
+    memory
+}

@@ -157,17 +157,25 @@ fn distinct_sectors(access: &Access) -> u64 {
 }
 
 /// Two lanes of one instruction that touch the same bytes (the later one first), if any.
+#[inline(always)]
 pub(super) fn overlap(access: &Access) -> Option<(usize, usize)> {
+    let ascending = if access.mask == u32::MAX {
+        access.addresses.windows(2).fold(true, |ascending, pair| ascending & (pair[0] < pair[1]))
+    } else {
+        let mut last = None;
+        Lanes(access.mask).all(|lane| last.replace(access.addresses[lane]) < Some(access.addresses[lane]))
+    };
+    if ascending { None } else { sorted_overlap(access) }
+}
+
+/// [`overlap`] for lanes in any order.
+#[cold]
+fn sorted_overlap(access: &Access) -> Option<(usize, usize)> {
     let mut lanes = [(0, 0); LANES];
     let mut count = 0;
-    let mut ascending = true;
     for lane in Lanes(access.mask) {
         lanes[count] = (access.addresses[lane], lane);
-        ascending &= count == 0 || lanes[count - 1].0 < access.addresses[lane];
         count += 1;
-    }
-    if ascending {
-        return None;
     }
     lanes[..count].sort_unstable();
     lanes[..count].windows(2).find(|pair| pair[0].0 == pair[1].0).map(|pair| (pair[1].1, pair[0].1))
@@ -199,17 +207,13 @@ fn grouped_passes<const WORD: u64, const GROUP: usize>(access: &Access) -> (u64,
             continue;
         }
         least += 1;
-        let mut words = [0; GROUP];
+        // Every lane in a bank of its own, mostly.
         let mut taken = 0u32;
-        let mut conflict = false;
-        for lane in Lanes(mask) {
-            let word = access.addresses[lane] / WORD;
-            let bank = word as usize % GROUP;
-            conflict |= taken >> bank & 1 == 1 && words[bank] != word;
-            taken |= 1 << bank;
-            words[bank] = word;
+        for lane in 0..GROUP {
+            let active = mask >> (first + lane) & 1;
+            taken |= active << (access.addresses[first + lane] / WORD % GROUP as u64);
         }
-        total += if conflict { busiest_bank::<WORD, GROUP>(access, mask) } else { 1 };
+        total += if taken.count_ones() == mask.count_ones() { 1 } else { busiest_bank::<WORD, GROUP>(access, mask) };
     }
     (total, least)
 }
