@@ -18,6 +18,7 @@ use unflip::objective::{Objective, Pairs};
 use unflip::ops::case::Case;
 use unflip::ops::{
     Backend, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm, qk_norm_rope,
+    vocabulary,
 };
 use unflip::train::EngineGroup;
 
@@ -73,6 +74,7 @@ fn every_operation_rounds_where_the_reference_rounds() {
     // Not a product, or in f32 in every precision.
     check(embed::cases::cases(), 0.0);
     check(answer_head::cases::cases(), 0.0);
+    check(vocabulary::cases::cases(), 0.0);
     check(adamw::cases::cases(), 0.0);
     // One rounding of an f32 value.
     check(norm::cases::cases(), 0.001);

@@ -201,7 +201,7 @@ fn without_shortcuts<D: TrainDevice>(
         rest = after;
         let (yes, no) = (target.yes as usize, target.no as usize);
         let answer_yes = target.answer_yes;
-        let found = objective.evaluate(&GroupLogits { logits, columns, yes, no, answer_yes });
+        let found = objective.evaluate(&GroupLogits { logits, columns, vocabulary: None, yes, no, answer_yes });
         margins.extend(found.margins);
         seed.extend(found.dlogits.iter().map(|&d| d as f32));
     }

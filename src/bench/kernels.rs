@@ -8,7 +8,8 @@ use crate::cpu::Cpu;
 use crate::ops::case::{Benchmark, Case};
 use crate::ops::reference::{Precision, Reference};
 use crate::ops::{
-    Cost, Pass, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm, qk_norm_rope,
+    Cost, Pass, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm,
+    qk_norm_rope, vocabulary,
 };
 
 /// One benchmark at one size, pass and provider.
@@ -63,6 +64,7 @@ pub fn each(visitor: &mut impl Visit) -> crate::Result<()> {
         benchmarks.into_iter().try_for_each(|benchmark| visitor.visit(benchmark))
     }
     all(lora_linear::cases::benchmarks(), visitor)?;
+    all(vocabulary::cases::benchmarks(), visitor)?;
     all(gated_linear::cases::benchmarks(), visitor)?;
     all(attention::cases::benchmarks(), visitor)?;
     all(answer_head::cases::benchmarks(), visitor)?;
@@ -248,7 +250,9 @@ mod tests {
             "phrasings=2",
             "heads=2",
         ];
-        let small = [&small[..], &["kv_heads=1", "head_dim=8", "window=5", "hidden=24", "vocab=33"]].concat();
+        let small =
+            [&small[..], &["kv_heads=1", "head_dim=8", "window=5", "hidden=24", "vocab=33", "pairs=3", "keep=1"]]
+                .concat();
         let axes: Vec<String> = small.into_iter().map(str::to_owned).collect();
         let mut selection = Selection::parse(&[], &axes).unwrap();
         selection.providers = Provider::available();

@@ -203,16 +203,26 @@ impl CpuWeight {
 
     /// The matrix W `[out, in]` as the right operand of x·Wᵀ: k runs along a row.
     pub fn transposed(&self) -> Right<'_> {
-        self.right(1, self.cols())
+        self.transposed_from(0)
     }
 
     /// The matrix W `[out, in]` as the right operand of dy·W: k runs down a column.
     pub fn plain(&self) -> Right<'_> {
-        self.right(self.cols(), 1)
+        self.plain_from(0)
     }
 
-    fn right(&self, k_stride: usize, col_stride: usize) -> Right<'_> {
-        let bytes = self.view.bytes();
+    /// [`CpuWeight::transposed`] of the rows from `row` on.
+    pub fn transposed_from(&self, row: usize) -> Right<'_> {
+        self.right(row, 1, self.cols())
+    }
+
+    /// [`CpuWeight::plain`] of the rows from `row` on.
+    pub fn plain_from(&self, row: usize) -> Right<'_> {
+        self.right(row, self.cols(), 1)
+    }
+
+    fn right(&self, row: usize, k_stride: usize, col_stride: usize) -> Right<'_> {
+        let bytes = &self.view.bytes()[row * self.cols() * self.view.dtype.size()..];
         match self.view.dtype {
             Dtype::Bf16 => Right::Bf16 { bytes, k_stride, col_stride },
             _ => Right::F32Bytes { bytes, k_stride, col_stride },

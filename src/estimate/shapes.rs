@@ -10,9 +10,10 @@ use crate::ops::cost::F32;
 use crate::ops::embed::Embed;
 use crate::ops::gated_linear::{GatedLinear, GatedOutput, Kept};
 use crate::ops::geglu::{Geglu, GegluBackward};
-use crate::ops::lora_linear::{LinearOutput, LoraLinear, LoraLinearBackward, Part};
+use crate::ops::lora_linear::{LinearOutput, LoraLinear, LoraLinearBackward, Part, Store};
 use crate::ops::norm::{Norm, NormBackward};
 use crate::ops::qk_norm_rope::{QkNormRope, QkNormRopeBackward};
+use crate::ops::vocabulary::{Coefficients, Head, Question, Statistics, Vocabulary, VocabularyBackward};
 use crate::ops::{Backend, Error};
 use crate::weights::TensorView;
 use std::sync::Arc;
@@ -164,7 +165,7 @@ impl NormBackward for Shapes {
 }
 
 impl LoraLinear for Shapes {
-    fn lora_linear(&self, x: &ShapeBuf, parts: &[Part<'_, Self>]) -> LinearOutput<ShapeBuf> {
+    fn lora_linear(&self, x: &ShapeBuf, parts: &[Part<'_, Self>], _: Store) -> LinearOutput<ShapeBuf> {
         LinearOutput {
             y: parts.iter().map(|part| self.zeros(x.rows, part.weight.rows)).collect(),
             su: parts.iter().map(|part| part.lora.as_ref().map(|term| self.zeros(x.rows, term.rank))).collect(),
@@ -244,7 +245,7 @@ impl Geglu for Shapes {
 impl GatedLinear for Shapes {
     fn gated_linear(&self, x: &ShapeBuf, parts: &[Part<'_, Self>; 2], keep: bool) -> GatedOutput<ShapeBuf> {
         let kept = if keep {
-            let output = self.lora_linear(x, parts);
+            let output = self.lora_linear(x, parts, Store::Full);
             let mut y = output.y.into_iter();
             y.next().zip(y.next()).map(|(gate, up)| Kept { gate, up, su: output.su })
         } else {
@@ -286,6 +287,38 @@ impl AnswerHeadBackward for Shapes {
         _: f32,
         _: &ShapeWeight,
         _: HeadColumns<'_>,
+    ) -> ShapeBuf {
+        self.like(h)
+    }
+}
+
+/// Statistics of rows about which nothing is known.
+fn statistics(rows: usize, question: Question<'_>) -> Statistics {
+    Statistics {
+        log_sum: vec![0.0; rows],
+        logits: vec![0.0; rows * question.ids.len()],
+        cross: vec![0.0; question.pairs.len()],
+    }
+}
+
+impl Vocabulary for Shapes {
+    fn vocabulary(&self, h: &ShapeBuf, _: Head<'_, Self>, question: Question<'_>) -> Statistics {
+        statistics(h.rows, question)
+    }
+}
+
+impl VocabularyBackward for Shapes {
+    fn vocabulary_means(&self, h: &ShapeBuf, _: Head<'_, Self>, question: Question<'_>) -> (Statistics, ShapeBuf) {
+        (statistics(h.rows, question), self.zeros(h.rows + question.pairs.len(), h.cols))
+    }
+
+    fn vocabulary_backward(
+        &self,
+        _: Coefficients<'_>,
+        _: &ShapeBuf,
+        h: &ShapeBuf,
+        _: Head<'_, Self>,
+        _: &[u32],
     ) -> ShapeBuf {
         self.like(h)
     }

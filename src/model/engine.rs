@@ -1,10 +1,12 @@
 //! A model on a device with an optional adapter: answer logits for evaluation, loss gradients for training.
 
 use super::forward::{DropoutStep, Entry, ForwardRequest, OutputRows};
+use super::loss_question::{GroupRows, LossQuestion};
 use super::{Adapter, EmbedScale, SitePlan, TextModel};
 use crate::batch::{GroupName, PackOptions, PackedBatch, TokenGroup};
-use crate::objective::{GroupLogits, GroupLoss, Objective, Pooling, Spellings};
+use crate::objective::{GroupLogits, GroupLoss, GroupStatistics, Objective, Pooling, Spellings};
 use crate::ops::answer_head::HeadColumns;
+use crate::ops::vocabulary::{Coefficients, Head, Statistics};
 use crate::ops::{Device, TrainDevice};
 use crate::tape::{Columns, Tape, Var};
 use crate::trunk::TrunkCache;
@@ -26,7 +28,7 @@ pub use crate::tape::Columns as AnswerColumns;
 
 /// Losses and adapter gradient of one leaf.
 pub struct Leaf<B> {
-    /// One per group, without `dlogits`: the gradient holds them.
+    /// One per group.
     pub losses: Vec<GroupLoss>,
     /// ∂(Σ group losses)/∂parameters, flat.
     pub gradient: B,
@@ -136,47 +138,54 @@ impl<D: Device> Engine<D> {
         targets: &[Target],
         objective: &Objective,
     ) -> crate::Result<Vec<GroupLoss>> {
-        let columns = self.loss_columns(targets, objective);
-        let (tape, logits) = self.answers(batch, &columns, false, None, &SitePlan::default())?;
-        let width = self.device.shape(tape.value(logits)).1;
-        let values = self.device.download(tape.value(logits));
-        Ok(self.group_losses(batch, targets, objective, &columns, &values, width))
+        let question = LossQuestion::new(batch, objective, self.answer_ids(targets));
+        let (tape, hidden) = self.answer_rows(batch, false, None, &SitePlan::default())?;
+        let h = tape.value(hidden);
+        let statistics = if objective.needs_full_vocabulary() {
+            self.device.vocabulary(h, self.head(), question.borrow())
+        } else {
+            question.without_vocabulary(self.chosen_logits(h, &question.ids))
+        };
+        Ok(self.group_losses(&question, targets, objective, &statistics))
     }
 
-    /// Columns of the head that a loss reads.
-    fn loss_columns(&self, targets: &[Target], objective: &Objective) -> Columns {
-        if objective.needs_full_vocabulary() { Columns::Full } else { Columns::Ids(self.answer_ids(targets)) }
+    /// Logits of these ids in answer rows h `[n, hidden]`: `[n, ids]`.
+    fn chosen_logits(&self, h: &D::Buf, ids: &[u32]) -> Vec<f64> {
+        let Head { norm, eps, embedding } = self.head();
+        self.device.download(&self.device.answer_head(h, norm, eps, embedding, HeadColumns::Ids(ids)))
     }
 
-    /// Losses of the groups whose answer rows of `width` logits are `values`, in batch order.
+    /// Final norm and tied head.
+    fn head(&self) -> Head<'_, D> {
+        let eps = self.model.config.rms_norm_eps as f32;
+        Head { norm: &self.model.final_norm, eps, embedding: &self.model.head }
+    }
+
+    /// Losses of the groups of a batch from what their answer rows say.
     fn group_losses(
         &self,
-        batch: &PackedBatch,
+        question: &LossQuestion,
         targets: &[Target],
         objective: &Objective,
-        columns: &Columns,
-        values: &[f64],
-        width: usize,
+        statistics: &Statistics,
     ) -> Vec<GroupLoss> {
-        let place = |id: u32| match columns {
-            Columns::Full => id as usize,
-            Columns::Ids(ids) => column(ids, id),
-        };
-        let mut row = 0;
-        let of = |(group, target): (usize, &Target)| {
-            let count = batch.phrasings.iter().filter(|phrasing| phrasing.group == group).count();
-            let logits = &values[row * width..(row + count) * width];
-            row += count;
+        let columns = question.ids.len();
+        let place = |id: u32| column(&question.ids, id);
+        let of = |(group, target): (&GroupRows, &Target)| {
             let logits = GroupLogits {
-                logits,
-                columns: width,
+                logits: &statistics.logits[group.rows.start * columns..group.rows.end * columns],
+                columns,
+                vocabulary: objective.needs_full_vocabulary().then(|| GroupStatistics {
+                    log_sum: &statistics.log_sum[group.rows.clone()],
+                    cross: &statistics.cross[group.pairs.clone()],
+                }),
                 yes: place(target.yes),
                 no: place(target.no),
                 answer_yes: target.answer_yes,
             };
             objective.evaluate_pooled(&logits, &self.spellings(target, place))
         };
-        targets.iter().enumerate().map(of).collect()
+        question.groups.iter().zip(targets).map(of).collect()
     }
 
     /// Ids of every spelling of the targets' answers, ascending, each once.
@@ -206,6 +215,19 @@ impl<D: Device> Engine<D> {
         dropout: Option<DropoutStep>,
         sites: &SitePlan<'_, D>,
     ) -> crate::Result<(Tape<'a, D>, Var)> {
+        let (mut tape, hidden) = self.answer_rows(batch, train, dropout, sites)?;
+        let logits = tape.answer_head(hidden, &self.model.final_norm, &self.model.head, columns);
+        Ok((tape, logits))
+    }
+
+    /// The residual stream after the last layer at the answer position of each phrasing.
+    fn answer_rows<'a>(
+        &'a self,
+        batch: &PackedBatch,
+        train: bool,
+        dropout: Option<DropoutStep>,
+        sites: &SitePlan<'_, D>,
+    ) -> crate::Result<(Tape<'a, D>, Var)> {
         let (start, entry) = self.entry(batch, sites)?;
         let request = ForwardRequest {
             layers: start..self.model.depth(),
@@ -216,9 +238,8 @@ impl<D: Device> Engine<D> {
             dropout,
             sites,
         };
-        let mut forward = self.model.forward(&self.device, batch, request)?;
-        let logits = forward.tape.answer_head(forward.hidden, &self.model.final_norm, &self.model.head, columns);
-        Ok((forward.tape, logits))
+        let forward = self.model.forward(&self.device, batch, request)?;
+        Ok((forward.tape, forward.hidden))
     }
 
     /// Where the forward pass starts: at the lowest adapted layer with what the trunk cache holds (computed and stored first if
@@ -291,23 +312,25 @@ impl<D: TrainDevice> Engine<D> {
         dropout: Option<DropoutStep>,
     ) -> crate::Result<Leaf<D::Buf>> {
         let adapter = self.adapter.as_ref().expect("training attaches an adapter first");
-        let columns = self.loss_columns(targets, objective);
-        let sites = SitePlan::default();
-        let (tape, logits) = self.answers(batch, &columns, true, dropout, &sites)?;
-        let (rows, width) = self.device.shape(tape.value(logits));
-        let values = self.device.download(tape.value(logits));
-
-        let mut losses = self.group_losses(batch, targets, objective, &columns, &values, width);
-        // Rows of the whole vocabulary are large, and the backward pass is where a step needs most memory: no copy outlives this.
-        drop(values);
-        let seed = {
-            let mut seed = Vec::with_capacity(rows * width);
-            for loss in &mut losses {
-                seed.extend(std::mem::take(&mut loss.dlogits).into_iter().map(|value| value as f32));
-            }
-            self.device.upload(rows, width, &seed)
-        };
+        let question = LossQuestion::new(batch, objective, self.answer_ids(targets));
+        let (mut tape, hidden) = self.answer_rows(batch, true, dropout, &SitePlan::default())?;
         let mut gradient = self.device.zeros(1, adapter.layout.len());
+        let rows = batch.phrasings.len();
+        if objective.needs_full_vocabulary() {
+            let h = tape.value(hidden);
+            let (statistics, means) = self.device.vocabulary_means(h, self.head(), question.borrow());
+            let losses = self.group_losses(&question, targets, objective, &statistics);
+            let (of_means, of_logits) = (question.of_means(&losses), question.of_logits(&losses));
+            let coefficients = Coefficients { means: &of_means, logits: &of_logits };
+            let dh = self.device.vocabulary_backward(coefficients, &means, h, self.head(), &question.ids);
+            tape.backward(hidden, dh, Some(&mut gradient));
+            return Ok(Leaf { losses, gradient });
+        }
+        let columns = Columns::Ids(question.ids.clone());
+        let logits = tape.answer_head(hidden, &self.model.final_norm, &self.model.head, &columns);
+        let statistics = question.without_vocabulary(self.device.download(tape.value(logits)));
+        let losses = self.group_losses(&question, targets, objective, &statistics);
+        let seed = self.device.upload(rows, question.ids.len(), &question.of_logits(&losses));
         tape.backward(logits, seed, Some(&mut gradient));
         Ok(Leaf { losses, gradient })
     }

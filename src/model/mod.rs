@@ -11,6 +11,7 @@ mod forward;
 mod generate;
 mod kv_cache;
 mod lora;
+mod loss_question;
 mod merge;
 mod rope;
 mod sites;

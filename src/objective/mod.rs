@@ -65,13 +65,24 @@ pub enum Accuracy {
     CeFull,
 }
 
+/// What terms over the whole vocabulary read of one group's rows, in place of their logits.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupStatistics<'a> {
+    /// log Σ exp z of each phrasing.
+    pub log_sum: &'a [f64],
+    /// Σ p_i·(z_k − c_k) of the pairs of [`Objective::vocabulary_pairs`], in that order; c_k is any number.
+    pub cross: &'a [f64],
+}
+
 /// Logits of one group and its truth.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupLogits<'a> {
     /// Row-major `[phrasings, columns]`.
     pub logits: &'a [f64],
-    /// Columns: the vocabulary if the objective needs it, else any that hold yes and no.
+    /// Columns: any that hold yes and no; the vocabulary if the objective needs it and `vocabulary` is `None`.
     pub columns: usize,
+    /// Statistics of the whole vocabulary where the columns are not all of it.
+    pub vocabulary: Option<GroupStatistics<'a>>,
     /// Column of the yes token.
     pub yes: usize,
     /// Column of the no token.
@@ -92,8 +103,11 @@ pub struct GroupLoss {
     pub accuracy: f64,
     /// z_yes − z_no per phrasing.
     pub margins: Vec<f64>,
-    /// ∂loss/∂logits, shaped as the logits.
+    /// ∂loss/∂logits, shaped as the logits: through the columns alone where statistics stood for the vocabulary.
     pub dlogits: Vec<f64>,
+    /// With statistics: ∂loss/∂z of the whole vocabulary besides `dlogits` is, for phrasing i and column v, Σ_k a\[i, k\]·p_k\[v\] +
+    /// Σ b\[i, (j, k)\]·p_j\[v\]·(z_k\[v\] − c_k) over the pairs; here `[phrasings, phrasings + pairs]`, a then b. Else empty.
+    pub dvocabulary: Vec<f64>,
 }
 
 /// A loss: a weighted consistency part, a weighted accuracy part, or both.
@@ -173,6 +187,21 @@ impl Objective {
         let consistency = matches!(self.consistency, Some((Consistency::SymklFull, weight)) if weight > 0.0);
         let accuracy = matches!(self.accuracy, Some((Accuracy::CeFull, weight)) if weight > 0.0);
         consistency || accuracy
+    }
+
+    /// The pairs (i, k) of a group's phrasings whose [`GroupStatistics::cross`] is needed, ascending: none unless the consistency
+    /// part that counts is over the vocabulary.
+    pub fn vocabulary_pairs(&self, phrasings: usize) -> Vec<(usize, usize)> {
+        match self.consistency {
+            Some((Consistency::SymklFull, weight)) if weight > 0.0 => {
+                let both = |(i, j): (usize, usize)| [(i, i), (i, j), (j, i), (j, j)];
+                let mut needed: Vec<_> = terms::pairs(phrasings, self.pairs).into_iter().flat_map(both).collect();
+                needed.sort_unstable();
+                needed.dedup();
+                needed
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Whether a part that counts is over pairs, so that it needs paraphrases.

@@ -1,7 +1,7 @@
 //! The terms of the losses and their derivatives. Two-way terms go through margins; full ones through softmax over the row.
 
 use super::pool::Pooled;
-use super::{Accuracy, Consistency, GroupLogits, GroupLoss, Objective, Pairs, Spellings};
+use super::{Accuracy, Consistency, GroupLogits, GroupLoss, GroupStatistics, Objective, Pairs, Spellings};
 
 impl Objective {
     /// Loss of one group and its gradient in every logit. Logits that are not finite make a loss that is not finite.
@@ -22,10 +22,18 @@ impl Objective {
             answers: &answers,
             dmargins: vec![0.0; rows.len()],
             dlogits: vec![0.0; group.logits.len()],
+            dvocabulary: Vec::new(),
         };
         // A row's softmax serves all of its pairs and its cross-entropy.
-        let full =
-            if self.needs_full_vocabulary() { rows.iter().map(|row| softmax(row)).collect() } else { Vec::new() };
+        let full = match &group.vocabulary {
+            _ if !self.needs_full_vocabulary() => Vocabulary::Unread,
+            None => Vocabulary::Rows(rows.iter().map(|row| softmax(row)).collect()),
+            Some(statistics) => {
+                let cross_of = self.vocabulary_pairs(rows.len());
+                sum.dvocabulary = vec![0.0; rows.len() * (rows.len() + cross_of.len())];
+                Vocabulary::Statistics(statistics, cross_of)
+            }
+        };
         let (mut loss, mut consistency, mut accuracy) = (0.0, 0.0, 0.0);
 
         if let Some((part, weight)) = self.consistency {
@@ -35,10 +43,16 @@ impl Objective {
                     * match part {
                         Consistency::Margin => sum.margin(&margins, i, j, weight * share),
                         Consistency::SymklBinary => sum.symkl_binary(&margins, i, j, weight * share),
-                        Consistency::SymklFull if full.is_empty() => 0.0,
-                        Consistency::SymklFull => {
-                            sum.symkl_full((rows[i], &full[i].0), (rows[j], &full[j].0), i, j, weight * share)
-                        }
+                        Consistency::SymklFull => match &full {
+                            Vocabulary::Unread => 0.0,
+                            Vocabulary::Rows(p) => {
+                                sum.symkl_full((rows[i], &p[i].0), (rows[j], &p[j].0), i, j, weight * share)
+                            }
+                            Vocabulary::Statistics(of, cross_of) if weight > 0.0 => {
+                                sum.symkl_statistics(of, cross_of, i, j, weight * share)
+                            }
+                            Vocabulary::Statistics(..) => 0.0,
+                        },
                     };
             }
             if weight > 0.0 {
@@ -56,20 +70,34 @@ impl Objective {
                 accuracy += share
                     * match part {
                         Accuracy::CeBinary => sum.ce_binary(margins[k], k, weight * share),
-                        Accuracy::CeFull if full.is_empty() => 0.0,
-                        Accuracy::CeFull => sum.ce_full(&full[k], k, weight * share),
+                        Accuracy::CeFull => match &full {
+                            Vocabulary::Unread => 0.0,
+                            Vocabulary::Rows(p) => sum.ce_full(p[k].1, Some(&p[k].0), k, weight * share),
+                            Vocabulary::Statistics(of, _) => sum.ce_full(of.log_sum[k], None, k, weight * share),
+                        },
                     };
             }
             if weight > 0.0 {
                 loss += weight * accuracy;
             }
         }
-        GroupLoss { loss, consistency, accuracy, margins, dlogits: sum.finish() }
+        let (dlogits, dvocabulary) = sum.finish();
+        GroupLoss { loss, consistency, accuracy, margins, dlogits, dvocabulary }
     }
 }
 
+/// What terms over the whole vocabulary see.
+enum Vocabulary<'a> {
+    /// No term that counts reads it.
+    Unread,
+    /// Softmax and log-sum-exp of each row.
+    Rows(Vec<(Vec<f64>, f64)>),
+    /// Statistics, and the pairs that they are of.
+    Statistics(&'a GroupStatistics<'a>, Vec<(usize, usize)>),
+}
+
 /// Indices (i, j), i < j, of the paired phrasings.
-fn pairs(phrasings: usize, pairs: Pairs) -> Vec<(usize, usize)> {
+pub(super) fn pairs(phrasings: usize, pairs: Pairs) -> Vec<(usize, usize)> {
     match pairs {
         Pairs::Original => (1..phrasings).map(|k| (0, k)).collect(),
         Pairs::All => (0..phrasings).flat_map(|i| (i + 1..phrasings).map(move |j| (i, j))).collect(),
@@ -84,6 +112,8 @@ struct Sum<'a> {
     answers: &'a [[Pooled; 2]],
     dmargins: Vec<f64>,
     dlogits: Vec<f64>,
+    /// As [`GroupLoss::dvocabulary`].
+    dvocabulary: Vec<f64>,
 }
 
 impl Sum<'_> {
@@ -134,6 +164,34 @@ impl Sum<'_> {
         0.5 * (mean_i - mean_j)
     }
 
+    /// [`Self::symkl_full`] from statistics: with X_ik = Σ p_i·(z_k − c_k) the loss is ½(X_ii − X_ij − X_ji + X_jj), whose c cancel, and
+    /// Σ p_i·Δ is X_ii − X_ij up to what its p_i·Δ in the gradient carries as well.
+    fn symkl_statistics(
+        &mut self,
+        statistics: &GroupStatistics<'_>,
+        cross_of: &[(usize, usize)],
+        i: usize,
+        j: usize,
+        factor: f64,
+    ) -> f64 {
+        let rows = self.answers.len();
+        let place = |pair| cross_of.binary_search(&pair).expect("the pairs of this objective");
+        let cross = |pair| statistics.cross[place(pair)];
+        let (mean_i, mean_j) = (cross((i, i)) - cross((i, j)), cross((j, i)) - cross((j, j)));
+        let half = factor * 0.5;
+        let mut add = |row: usize, column: usize, value: f64| {
+            self.dvocabulary[row * (rows + cross_of.len()) + column] += value;
+        };
+        for (row, sign, mean) in [(i, half, mean_i), (j, -half, mean_j)] {
+            add(row, i, sign);
+            add(row, j, -sign);
+            add(row, row, -sign * mean);
+            add(row, rows + place((row, i)), sign);
+            add(row, rows + place((row, j)), -sign);
+        }
+        0.5 * (mean_i - mean_j)
+    }
+
     /// softplus(−m) if yes is right, else softplus(m).
     fn ce_binary(&mut self, m: f64, k: usize, factor: f64) -> f64 {
         let sign = if self.group.answer_yes { -1.0 } else { 1.0 };
@@ -142,7 +200,7 @@ impl Sum<'_> {
     }
 
     /// −log softmax(z)[answer]; ∂/∂z = p − [answer], or less the pool's gradient.
-    fn ce_full(&mut self, (p, lse): &(Vec<f64>, f64), k: usize, factor: f64) -> f64 {
+    fn ce_full(&mut self, lse: f64, p: Option<&[f64]>, k: usize, factor: f64) -> f64 {
         let (columns, answer) = match self.group.answer_yes {
             true => (&self.spellings.yes, &self.answers[k][0]),
             false => (&self.spellings.no, &self.answers[k][1]),
@@ -150,8 +208,12 @@ impl Sum<'_> {
         if factor > 0.0 {
             let width = self.group.columns;
             let dz = &mut self.dlogits[k * width..(k + 1) * width];
-            for (d, p) in dz.iter_mut().zip(p) {
-                *d += factor * p;
+            match p {
+                Some(p) => dz.iter_mut().zip(p).for_each(|(d, p)| *d += factor * p),
+                None => {
+                    let width = self.dvocabulary.len() / self.answers.len();
+                    self.dvocabulary[k * width + k] += factor;
+                }
             }
             for (&column, share) in columns.iter().zip(&answer.gradient) {
                 dz[column] -= factor * share;
@@ -161,7 +223,7 @@ impl Sum<'_> {
     }
 
     /// Hands the margins' gradients on to their logits.
-    fn finish(mut self) -> Vec<f64> {
+    fn finish(mut self) -> (Vec<f64>, Vec<f64>) {
         let rows = self.dlogits.chunks_exact_mut(self.group.columns).zip(self.answers).zip(self.dmargins);
         for ((row, [yes, no]), d) in rows {
             for (columns, pooled, d) in [(&self.spellings.yes, yes, d), (&self.spellings.no, no, -d)] {
@@ -170,7 +232,7 @@ impl Sum<'_> {
                 }
             }
         }
-        self.dlogits
+        (self.dlogits, self.dvocabulary)
     }
 }
 

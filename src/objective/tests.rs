@@ -16,7 +16,7 @@ fn softmax(z: &[f64]) -> Vec<f64> {
 }
 
 fn group<'a>(logits: &'a [f64], columns: usize, answer_yes: bool) -> GroupLogits<'a> {
-    GroupLogits { logits, columns, yes: 1, no: columns - 1, answer_yes }
+    GroupLogits { logits, columns, vocabulary: None, yes: 1, no: columns - 1, answer_yes }
 }
 
 /// Every objective that a name or a config can ask for.
@@ -70,6 +70,7 @@ fn losses_equal_the_recorded_ones() {
                     let found = objective.evaluate(&GroupLogits {
                         logits: &logits,
                         columns: tensor.shape()[1],
+                        vocabulary: None,
                         yes: 111,
                         no: 222,
                         answer_yes,
@@ -144,7 +145,7 @@ proptest! {
         answer_yes: bool,
     ) {
         let evaluate = |objective: &Objective, logits: &[f64]| {
-            objective.evaluate(&GroupLogits { logits, columns, yes: 0, no: columns - 1, answer_yes })
+            objective.evaluate(&GroupLogits { logits, columns, vocabulary: None, yes: 0, no: columns - 1, answer_yes })
         };
         for (name, objective) in objectives() {
             let found = evaluate(&objective, &logits);
@@ -172,7 +173,7 @@ proptest! {
         let narrow: Vec<f64> = logits.chunks(5).flat_map(|row| [row[1], row[4]]).collect();
         for (name, objective) in objectives() {
             let wide = objective.evaluate(&group(&logits, 5, answer_yes));
-            let two = GroupLogits { logits: &narrow, columns: 2, yes: 0, no: 1, answer_yes };
+            let two = GroupLogits { logits: &narrow, columns: 2, vocabulary: None, yes: 0, no: 1, answer_yes };
             if objective.needs_full_vocabulary() {
                 continue;
             }
@@ -207,7 +208,7 @@ proptest! {
                 continue;
             }
             let evaluate = |objective: &Objective, logits: &[f64]| {
-                let group = GroupLogits { logits, columns: 6, yes: 4, no: 1, answer_yes };
+                let group = GroupLogits { logits, columns: 6, vocabulary: None, yes: 4, no: 1, answer_yes };
                 objective.evaluate_pooled(&group, &spellings)
             };
             for (name, objective) in objectives() {
@@ -229,6 +230,55 @@ proptest! {
                     spellings.add_margin_gradient(row, 2.0, &mut gradient);
                     prop_assert_eq!(*margin, spellings.margin(row));
                     prop_assert!((gradient.iter().map(|g| g.abs()).sum::<f64>() - 4.0).abs() < 1e-12);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Statistics and two columns stand for rows of the whole vocabulary: same loss, same gradient in every logit.
+    #[test]
+    fn statistics_of_the_vocabulary_are_as_good_as_its_logits(
+        logits in (1usize..5).prop_flat_map(|phrasings| prop::collection::vec(-4.0f64..4.0, 6 * phrasings)),
+        answer_yes: bool,
+    ) {
+        let rows: Vec<&[f64]> = logits.chunks(6).collect();
+        let p: Vec<Vec<f64>> = rows.iter().map(|row| softmax(row)).collect();
+        let log_sum: Vec<f64> = rows.iter().map(|row| row.iter().map(|z| z.exp()).sum::<f64>().ln()).collect();
+        let centre = |k: usize| rows[k][4];
+        let narrow: Vec<f64> = rows.iter().flat_map(|row| [row[1], row[4], row[0]]).collect();
+        for pool in [Pool::Single, Pool::Logsumexp] {
+            let wide_spellings = Spellings { pool, yes: vec![4], no: vec![1, 0] };
+            let spellings = Spellings { pool, yes: vec![1], no: vec![0, 2] };
+            for (name, objective) in objectives() {
+                let wide = GroupLogits { logits: &logits, columns: 6, vocabulary: None, yes: 4, no: 1, answer_yes };
+                let expected = objective.evaluate_pooled(&wide, &wide_spellings);
+                let pairs = objective.vocabulary_pairs(rows.len());
+                let weights = |&(i, k): &(usize, usize)| -> Vec<f64> {
+                    (0..6).map(|v| p[i][v] * (rows[k][v] - centre(k))).collect()
+                };
+                let crossed: Vec<Vec<f64>> = pairs.iter().map(weights).collect();
+                let cross: Vec<f64> = crossed.iter().map(|weights| weights.iter().sum()).collect();
+                let vocabulary = Some(GroupStatistics { log_sum: &log_sum, cross: &cross });
+                let group = GroupLogits { logits: &narrow, columns: 3, vocabulary, yes: 1, no: 0, answer_yes };
+                let found = objective.evaluate_pooled(&group, &spellings);
+                let close = |found: f64, expected: f64| (found - expected).abs() <= 1e-12 * (1.0 + expected.abs());
+                prop_assert!(close(found.loss, expected.loss), "{}: {} for {}", name, found.loss, expected.loss);
+                prop_assert!(close(found.consistency, expected.consistency) && close(found.accuracy, expected.accuracy));
+                let width = found.dvocabulary.len() / rows.len();
+                for row in 0..rows.len() {
+                    let coefficients = &found.dvocabulary[row * width..(row + 1) * width];
+                    for v in 0..6 {
+                        let terms = coefficients.iter().zip(p.iter().chain(&crossed));
+                        let mut d: f64 = terms.map(|(coefficient, weights)| coefficient * weights[v]).sum();
+                        if let Some(column) = [1, 4, 0].iter().position(|&column| column == v) {
+                            d += found.dlogits[row * 3 + column];
+                        }
+                        prop_assert!(close(d, expected.dlogits[row * 6 + v]), "{}: d[{}, {}]", name, row, v);
+                    }
                 }
             }
         }
@@ -306,11 +356,18 @@ fn one_phrasing_has_no_pairs() {
 fn extreme_margins_stay_finite_and_keep_their_digits() {
     let logits = [800.0, -800.0, -700.0, 900.0, 40.0, 0.0, 50.0, 0.0];
     for (name, objective) in objectives() {
-        let found = objective.evaluate(&GroupLogits { logits: &logits, columns: 2, yes: 0, no: 1, answer_yes: false });
+        let found = objective.evaluate(&GroupLogits {
+            logits: &logits,
+            columns: 2,
+            vocabulary: None,
+            yes: 0,
+            no: 1,
+            answer_yes: false,
+        });
         assert!(found.loss.is_finite() && found.dlogits.iter().all(|d| d.is_finite()), "{name}");
     }
     // p(40) − p(50) is e⁻⁵⁰ − e⁻⁴⁰ to first order: lost if taken from 1.
-    let pair = GroupLogits { logits: &logits[4..], columns: 2, yes: 0, no: 1, answer_yes: true };
+    let pair = GroupLogits { logits: &logits[4..], columns: 2, vocabulary: None, yes: 0, no: 1, answer_yes: true };
     let found = Objective::new("symkl-binary", Pairs::Original, None).unwrap().evaluate(&pair);
     let expected = 0.5 * 10.0 * ((-40.0f64).exp() - (-50.0f64).exp());
     assert!((found.loss - expected).abs() < 1e-12 * expected, "{} for {expected}", found.loss);

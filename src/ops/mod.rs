@@ -24,6 +24,7 @@ pub mod lora_linear;
 pub mod norm;
 pub mod qk_norm_rope;
 pub mod reference;
+pub mod vocabulary;
 
 pub use cost::{Cost, Pass};
 pub use error::Error;
@@ -72,6 +73,7 @@ pub trait Device:
     + geglu::Geglu
     + gated_linear::GatedLinear
     + answer_head::AnswerHead
+    + vocabulary::Vocabulary
 {
 }
 
@@ -84,6 +86,7 @@ pub trait TrainDevice:
     + attention::AttentionBackward
     + geglu::GegluBackward
     + answer_head::AnswerHeadBackward
+    + vocabulary::VocabularyBackward
     + adamw::AdamW
 {
 }
@@ -98,6 +101,7 @@ impl<D> Device for D where
         + geglu::Geglu
         + gated_linear::GatedLinear
         + answer_head::AnswerHead
+        + vocabulary::Vocabulary
 {
 }
 
@@ -109,6 +113,7 @@ impl<D> TrainDevice for D where
         + attention::AttentionBackward
         + geglu::GegluBackward
         + answer_head::AnswerHeadBackward
+        + vocabulary::VocabularyBackward
         + adamw::AdamW
 {
 }

@@ -10,9 +10,10 @@ use crate::ops::cost::F32;
 use crate::ops::embed::{self, Embed};
 use crate::ops::gated_linear::{self, GatedLinear, GatedOutput};
 use crate::ops::geglu::{self, Geglu, GegluBackward};
-use crate::ops::lora_linear::{self, LinearOutput, LoraLinear, LoraLinearBackward, LoraTerm, Part, PartShape};
+use crate::ops::lora_linear::{self, LinearOutput, LoraLinear, LoraLinearBackward, LoraTerm, Part, PartShape, Store};
 use crate::ops::norm::{self, Norm, NormBackward};
 use crate::ops::qk_norm_rope::{self, QkNormRope, QkNormRopeBackward};
+use crate::ops::vocabulary::{self, Coefficients, Head, Question, Statistics, Vocabulary, VocabularyBackward};
 use crate::ops::{Backend, Cost, Error, Pass};
 use crate::weights::TensorView;
 use std::time::Instant;
@@ -205,11 +206,11 @@ fn projections(inputs: usize, shapes: &[PartShape]) -> String {
 }
 
 impl<D: LoraLinear> LoraLinear for Profiled<D> {
-    fn lora_linear(&self, x: &D::Buf, given: &[Part<'_, Self>]) -> LinearOutput<D::Buf> {
+    fn lora_linear(&self, x: &D::Buf, given: &[Part<'_, Self>], store: Store) -> LinearOutput<D::Buf> {
         let (rows, inputs) = self.shape(x);
         let (inner, shapes) = parts(given);
         let (shape, cost) = (projections(inputs, &shapes), lora_linear::cost(rows, inputs, &shapes));
-        self.clock("lora_linear", Pass::Forward, shape, cost, |device| device.lora_linear(x, &inner))
+        self.clock("lora_linear", Pass::Forward, shape, cost, |device| device.lora_linear(x, &inner, store))
     }
 }
 
@@ -343,6 +344,51 @@ impl<D: AnswerHead> AnswerHead for Profiled<D> {
         let cost = answer_head::cost(rows, hidden, count, head.size);
         self.clock("answer_head", Pass::Forward, format!("columns={count}"), cost, |device| {
             device.answer_head(h, &w.inner, eps, &head.inner, which)
+        })
+    }
+}
+
+/// The head as the device within sees it.
+fn head<'a, D: Backend>(given: Head<'a, Profiled<D>>) -> Head<'a, D> {
+    Head { norm: &given.norm.inner, eps: given.eps, embedding: &given.embedding.inner }
+}
+
+/// `columns=262144 pairs=13`
+fn of_vocabulary(vocab: usize, pairs: usize) -> String {
+    if pairs == 0 { format!("columns={vocab}") } else { format!("columns={vocab} pairs={pairs}") }
+}
+
+impl<D: Vocabulary> Vocabulary for Profiled<D> {
+    fn vocabulary(&self, h: &D::Buf, given: Head<'_, Self>, question: Question<'_>) -> Statistics {
+        let ((rows, hidden), vocab, bytes) = (self.shape(h), given.embedding.rows, given.embedding.size);
+        let cost = vocabulary::cost(rows, hidden, vocab, bytes, question, false);
+        let shape = of_vocabulary(vocab, question.pairs.len());
+        self.clock("vocabulary", Pass::Forward, shape, cost, |device| device.vocabulary(h, head(given), question))
+    }
+}
+
+impl<D: VocabularyBackward> VocabularyBackward for Profiled<D> {
+    fn vocabulary_means(&self, h: &D::Buf, given: Head<'_, Self>, question: Question<'_>) -> (Statistics, D::Buf) {
+        let ((rows, hidden), vocab, bytes) = (self.shape(h), given.embedding.rows, given.embedding.size);
+        let cost = vocabulary::cost(rows, hidden, vocab, bytes, question, true);
+        let shape = of_vocabulary(vocab, question.pairs.len());
+        self.clock("vocabulary", Pass::Forward, shape, cost, |device| device.vocabulary_means(h, head(given), question))
+    }
+
+    fn vocabulary_backward(
+        &self,
+        coefficients: Coefficients<'_>,
+        means: &D::Buf,
+        h: &D::Buf,
+        given: Head<'_, Self>,
+        ids: &[u32],
+    ) -> D::Buf {
+        let (rows, hidden) = self.shape(h);
+        let pairs = vec![(0, 0); self.shape(means).0 - rows];
+        let cost = vocabulary::cost_backward(rows, hidden, given.embedding.size, Question { ids, pairs: &pairs });
+        let shape = of_vocabulary(given.embedding.rows, pairs.len());
+        self.clock("vocabulary", Pass::Backward, shape, cost, |device| {
+            device.vocabulary_backward(coefficients, means, h, head(given), ids)
         })
     }
 }

@@ -6,13 +6,14 @@ use crate::ops::case::{Case, Values};
 use crate::ops::reference::{Precision, Reference};
 use crate::ops::{
     Backend, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm, qk_norm_rope,
+    vocabulary,
 };
 
 /// Everything that a case computes.
 fn results<D: TrainDevice, C: Case>(device: &D, case: &C) -> Vec<Vec<f64>> {
     let inputs: Vec<D::Buf> =
         case.inputs().iter().map(|input| device.upload(input.rows, input.cols, &input.values)).collect();
-    let outputs = case.forward(device, &inputs);
+    let outputs = case.training_forward(device, &inputs);
     let mut values = Values::new(&case.name());
     let mut d_outputs = Vec::new();
     for output in outputs.iter().filter(|output| output.differentiable) {
@@ -44,6 +45,7 @@ fn a_profiled_device_gives_the_same_bits() {
     check(gated_linear::cases::cases().into_iter().take(5).collect());
     check(geglu::cases::cases());
     check(answer_head::cases::cases());
+    check(vocabulary::cases::cases());
     check(adamw::cases::cases());
 }
 
@@ -54,8 +56,12 @@ fn check_costs<C: Case>(cases: Vec<C>, operations: &[&str]) {
     for case in cases {
         let inputs: Vec<_> =
             case.inputs().iter().map(|input| device.upload(input.rows, input.cols, &input.values)).collect();
-        let d_outputs: Vec<_> =
-            case.forward(&device, &inputs).into_iter().filter(|out| out.differentiable).map(|out| out.buf).collect();
+        let d_outputs: Vec<_> = case
+            .training_forward(&device, &inputs)
+            .into_iter()
+            .filter(|out| out.differentiable)
+            .map(|out| out.buf)
+            .collect();
         for pass in Pass::ALL {
             let expected = case.cost(pass);
             if expected == Cost::ZERO {
@@ -83,6 +89,7 @@ fn calls_are_recorded_at_the_cost_of_their_case() {
     check_costs(lora_linear::cases::cases().into_iter().take(8).collect(), &["lora_linear"]);
     check_costs(gated_linear::cases::cases().into_iter().take(5).collect(), &["gated_linear"]);
     check_costs(geglu::cases::cases(), &["geglu"]);
+    check_costs(vocabulary::cases::cases(), &["vocabulary"]);
     check_costs(answer_head::cases::cases(), &["answer_head"]);
     check_costs(adamw::cases::cases(), &["adamw", "sum_of_squares"]);
 }

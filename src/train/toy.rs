@@ -101,7 +101,14 @@ impl TrainEngine for Toy {
                 Some((id, "gradient")) if *id == group.id => gradient[3] = f32::NAN,
                 _ => {}
             }
-            losses.push(GroupLoss { loss, consistency, accuracy, margins, dlogits: Vec::new() });
+            losses.push(GroupLoss {
+                loss,
+                consistency,
+                accuracy,
+                margins,
+                dlogits: Vec::new(),
+                dvocabulary: Vec::new(),
+            });
         }
         Ok((losses, gradient))
     }
