@@ -127,7 +127,7 @@ fn shared(counters: &mut Counters) {
         });
     }
     memory.reset(SHARED as u32);
-    let swizzled = table(128, |count, lane| count % 16 * 4096 + lane * 128 + (lane ^ count / 16) % 8 * 16);
+    let swizzled = table(128, |count, lane| count % 16 * 4096 + lane * 128 + (lane ^ (count / 16)) % 8 * 16);
     for count in 0..SHARED / 512 {
         let into = addresses(|lane| count * 512 + lane * 16);
         memory.store(&access(&into, 16, 0), &data, counters).expect("a clean write");
