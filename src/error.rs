@@ -82,10 +82,14 @@ impl Error {
 
     /// Whether the request itself was wrong: a flag, a setting, a combination of them. The command line then exits with 2.
     pub fn is_usage(&self) -> bool {
-        use crate::{model, ops, text, train};
+        use crate::{cuda, model, ops, text, train};
         match self {
             Self::Usage { .. } | Self::Objective(_) => true,
-            Self::Device(error) => matches!(error, ops::Error::Isa { .. } | ops::Error::Unavailable { .. }),
+            Self::Device(error) => match error {
+                ops::Error::Isa { .. } | ops::Error::Unavailable { .. } => true,
+                ops::Error::Cuda(error) => matches!(error, cuda::Error::Missing(_) | cuda::Error::Architecture { .. }),
+                ops::Error::Dtype { .. } => false,
+            },
             Self::Text(error) => matches!(error, text::Error::Template { .. }),
             Self::Model(error) => matches!(
                 error,

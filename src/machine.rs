@@ -4,7 +4,7 @@
 
 use crate::cpu::{Isa, Unit};
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
 /// SHA-256 over the embedded CUDA sources.
@@ -167,6 +167,15 @@ fn cgroup_available(root: &Path, own: &str) -> Option<u64> {
         }
     }
     least
+}
+
+/// Where files that can be made again are kept: `UNFLIP_CACHE`, or `unflip/` of the user's cache folder; `None` where no home
+/// folder is known.
+pub fn cache_folder() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("UNFLIP_CACHE")
+        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("unflip")))
+        .or_else(|| Some(variable("HOME")?.join(".cache/unflip")))
 }
 
 /// Most bytes of this process that were in memory at once, mapped files included.

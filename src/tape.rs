@@ -10,7 +10,7 @@ use crate::batch::AttentionPlan;
 use crate::ops::answer_head::HeadColumns;
 use crate::ops::attention::{AttentionOutput, AttentionShape};
 use crate::ops::gated_linear::Kept;
-use crate::ops::lora_linear::{Dropout, LoraSlot, LoraTerm, Part};
+use crate::ops::lora_linear::{Dropout, LoraSlot, LoraTerm, Part, Store};
 use crate::ops::{Backend, Device, TrainDevice};
 use std::sync::Arc;
 
@@ -257,11 +257,11 @@ impl<'m, D: Device> Tape<'m, D> {
         out
     }
 
-    /// One input through 1–3 projections with their LoRA branches.
-    pub fn lora_linear(&mut self, x: Var, parts: Vec<Projection<'m, D>>) -> Vec<Var> {
+    /// One input through 1–3 projections with their LoRA branches; `store` says what reads the results.
+    pub fn lora_linear(&mut self, x: Var, parts: Vec<Projection<'m, D>>, store: Store) -> Vec<Var> {
         let output = {
             let borrowed: Vec<Part<'_, D>> = parts.iter().map(Projection::part).collect();
-            self.device.lora_linear(self.value(x), &borrowed)
+            self.device.lora_linear(self.value(x), &borrowed, store)
         };
         let trains = self.train_lora && parts.iter().any(|part| part.lora.is_some());
         let needs = self.needs_gradient(x) || trains;

@@ -9,7 +9,7 @@ use unflip::cpu::Cpu;
 use unflip::ops::attention::cases::{AttentionCase, Queries, TreeShape, plan};
 use unflip::ops::attention::{Attention, AttentionBackward, AttentionShape};
 use unflip::ops::case::{Case, Input, input, weight};
-use unflip::ops::lora_linear::{LoraLinear, LoraLinearBackward, LoraTerm, Part};
+use unflip::ops::lora_linear::{LoraLinear, LoraLinearBackward, LoraTerm, Part, Store};
 use unflip::ops::norm::{Norm, NormBackward};
 use unflip::ops::{Backend, answer_head::AnswerHead, answer_head::HeadColumns};
 use unflip::weights::Dtype;
@@ -130,7 +130,7 @@ fn a_row_alone_gives_the_bits_it_gives_among_others() {
             let lora = LoraTerm { params: &params, a: 0, b: rank * inputs, rank, scale: 2.0, dropout: None };
             let parts = [Part { weight: &w, lora: Some(lora) }];
             let n = device.norm(&x, &norm, 1e-6);
-            let linear = device.lora_linear(&n, &parts);
+            let linear = device.lora_linear(&n, &parts, Store::Full);
             let dn = device.lora_linear_backward(&[&dy], None, &linear.su, &parts, None, true).unwrap();
             let dx = device.norm_backward(&dn, &x, &norm, 1e-6);
             let logits = device.answer_head(&x, &norm, 1e-6, &w, HeadColumns::Full);

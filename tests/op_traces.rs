@@ -10,7 +10,7 @@ use unflip::ops::adamw::AdamWStep;
 use unflip::ops::answer_head::HeadColumns;
 use unflip::ops::attention::AttentionShape;
 use unflip::ops::attention::cases::{Queries, TreeShape, plan};
-use unflip::ops::lora_linear::Part;
+use unflip::ops::lora_linear::{Part, Store};
 use unflip::ops::reference::{Precision, Reference};
 use unflip::weights::{Dtype, TensorView};
 
@@ -94,7 +94,7 @@ impl<D: TrainDevice> Trace<'_, D> {
     fn linear(&self, x: &D::Buf, names: &[String]) -> Vec<D::Buf> {
         let weights: Vec<D::Weight> = names.iter().map(|name| self.weight(&format!("{name}.weight"))).collect();
         let parts: Vec<Part<'_, D>> = weights.iter().map(|weight| Part { weight, lora: None }).collect();
-        self.device.lora_linear(x, &parts).y
+        self.device.lora_linear(x, &parts, Store::Full).y
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use unflip::cpu::{Cpu, Isa};
 use unflip::ops::case::{Case, Values, weight};
 use unflip::ops::lora_linear::cases::GAP;
-use unflip::ops::lora_linear::{Dropout, LoraLinear, LoraLinearBackward, LoraTerm, Part};
+use unflip::ops::lora_linear::{Dropout, LoraLinear, LoraLinearBackward, LoraTerm, Part, Store};
 use unflip::ops::reference::Precision;
 use unflip::ops::{
     Backend, TrainDevice, adamw, answer_head, attention, embed, gated_linear, geglu, lora_linear, norm, qk_norm_rope,
@@ -65,7 +65,7 @@ fn check_gradients<C: Case>(cases: Vec<C>) {
                 *value += direction * step;
                 assert_eq!(f64::from(*value), exact, "the step is exact in f32");
             }
-            let outputs = case.forward(&F64, &upload(&F64, &moved));
+            let outputs = case.training_forward(&F64, &upload(&F64, &moved));
             let weighed = outputs.iter().filter(|output| output.differentiable).zip(&d_outputs);
             weighed.map(|(y, dy)| y.buf.data.iter().zip(&dy.data).map(|(y, dy)| y * dy).sum::<f64>()).sum()
         };
@@ -216,7 +216,7 @@ fn check_gradient_buffer<D: TrainDevice>(device: &D) {
         let expected = case.backward(device, &inputs, &d_outputs(device, &case, &inputs));
         let expected = expected[1].as_ref().map(|grads| device.download(grads)).unwrap();
         let found = case.with_parts(device, &inputs[1], |parts| {
-            let output = device.lora_linear(&inputs[0], parts);
+            let output = device.lora_linear(&inputs[0], parts, Store::Full);
             let d_outputs = d_outputs(device, &case, &inputs);
             let dy: Vec<&D::Buf> = d_outputs.iter().collect();
             let mut grads = device.upload(1, length, &vec![SENTINEL; length]);
@@ -256,7 +256,7 @@ fn dropout_masks_the_adapter_alone() {
         let lora = LoraTerm { params: &params, a: 0, b: 6, rank: 1, scale: 1.0, dropout: Some(dropout) };
         let parts = [Part { weight: &w, lora: Some(lora) }];
         let x = device.upload(1, 6, &x);
-        let output = device.lora_linear(&x, &parts);
+        let output = device.lora_linear(&x, &parts, Store::Full);
         assert_eq!(device.download(&output.y[0]), [f64::from(expected)]);
         let dy = device.upload(1, 1, &[1.0]);
         let mut grads = device.zeros(1, 7);

@@ -14,7 +14,7 @@ pub fn operands<D: TrainDevice, C: Case>(device: &D, case: &C) -> (Vec<D::Buf>, 
         case.inputs().iter().map(|input| device.upload(input.rows, input.cols, &input.values)).collect();
     let mut values = Values::new(&case.name());
     let mut d_outputs = Vec::new();
-    for output in case.forward(device, &inputs).iter().filter(|output| output.differentiable) {
+    for output in case.training_forward(device, &inputs).iter().filter(|output| output.differentiable) {
         let (rows, cols) = device.shape(&output.buf);
         let seed: Vec<f32> = (0..rows * cols).map(|_| values.next(1.0)).collect();
         d_outputs.push(device.upload(rows, cols, &seed));
@@ -31,7 +31,7 @@ pub fn compute<D: TrainDevice, C: Case>(
 ) -> Computed {
     match pass {
         Pass::Forward => {
-            let outputs = case.forward(device, inputs);
+            let outputs = case.training_forward(device, inputs);
             outputs.iter().map(|output| (output.name.to_owned(), device.download(&output.buf))).collect()
         }
         Pass::Backward => {

@@ -5,7 +5,7 @@ use super::device::{DeviceArgs, OnDevice};
 use super::model::ModelArgs;
 use crate::data::{Answer, Meta, Paraphrase, Problem, PromptGroup, ReadOptions};
 use crate::objective::Pooling;
-use crate::ops::TrainDevice;
+use crate::ops::Device;
 use crate::report::{Cell, Table, progress_bar};
 use crate::text::Tokenizer;
 use crate::train::{EngineGroup, MarginEngine, says_yes};
@@ -130,7 +130,7 @@ struct Answers {
 impl OnDevice for Work {
     type Output = Answers;
 
-    fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<Answers> {
+    fn run<D: Device + 'static>(self, device: D) -> crate::Result<Answers> {
         let mut engine = self.model.engine(device, &self.checkpoint, self.adapter.as_ref(), None)?;
         engine.pooling = self.pooling;
         let mut generated = Vec::new();

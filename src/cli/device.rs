@@ -1,8 +1,9 @@
 //! `--device`, `--precision`, `--isa`, `--threads`: which back end serves, chosen once per command.
 
 use crate::cpu::{Cpu, Isa, Unit};
+use crate::cuda::Cuda;
 use crate::ops::reference::{Precision, Reference};
-use crate::ops::{Backend as _, Error, TrainDevice};
+use crate::ops::{Backend, Device, Error, TrainDevice};
 use crate::train::Settings;
 use clap::{Args, ValueEnum};
 
@@ -46,8 +47,16 @@ pub struct DeviceArgs {
     pub threads: Option<usize>,
 }
 
-/// Something to do on whichever back end was chosen.
+/// Forward work, to be done on whichever back end was chosen.
 pub trait OnDevice {
+    /// What it returns.
+    type Output;
+    /// Does it.
+    fn run<D: Device + 'static>(self, device: D) -> crate::Result<Self::Output>;
+}
+
+/// Work that needs gradients, to be done on a back end that computes them.
+pub trait OnTrainDevice {
     /// What it returns.
     type Output;
     /// Does it.
@@ -81,13 +90,10 @@ impl DeviceArgs {
     /// # Errors
     /// As [`DeviceArgs::run`].
     pub fn describe(&self) -> crate::Result<String> {
-        Ok(match (self.device, self.precision) {
-            (DeviceName::Reference, PrecisionName::Bf16) => Reference::new(Precision::Bf16).describe(),
-            (DeviceName::Reference, _) => Reference::new(Precision::F32).describe(),
-            _ => {
-                let (unit, isa) = self.unit()?;
-                Cpu::with_unit(unit, isa, Some(1))?.describe()
-            }
+        Ok(match self.device {
+            DeviceName::Reference => self.reference().describe(),
+            DeviceName::Cpu => Self { threads: Some(1), ..self.clone() }.cpu()?.describe(),
+            DeviceName::Cuda => self.cuda()?.describe(),
         })
     }
 
@@ -102,28 +108,72 @@ impl DeviceArgs {
     /// Makes the back end, runs `work` on it, and says on standard error what computed.
     ///
     /// # Errors
-    /// A back end, precision or instruction set that this build or machine does not have.
+    /// A back end, precision or instruction set that this build or machine does not have; a GPU that fails at the work.
     pub fn run<W: OnDevice>(&self, work: W) -> crate::Result<W::Output> {
-        match (self.device, self.precision) {
-            (DeviceName::Reference, PrecisionName::Bf16) => compute(Reference::new(Precision::Bf16), work),
-            (DeviceName::Reference, _) => compute(Reference::new(Precision::F32), work),
-            (DeviceName::Cpu, _) => {
-                let (unit, isa) = self.unit()?;
-                compute(Cpu::with_unit(unit, isa, self.threads)?, work)
+        match self.device {
+            DeviceName::Reference => compute(self.reference(), |device| work.run(device)),
+            DeviceName::Cpu => compute(self.cpu()?, |device| work.run(device)),
+            DeviceName::Cuda => {
+                let device = self.cuda()?;
+                Err(Error::Unavailable {
+                    message: format!("--device cuda is not available: kernels for {} are not complete", device.name()),
+                    hint: "use --device cpu".into(),
+                }
+                .into())
             }
-            (DeviceName::Cuda, _) => Err(Error::Unavailable {
-                message: "--device cuda is not available: this version has no CUDA kernels".into(),
-                hint: "use --device cpu".into(),
+        }
+    }
+
+    /// As [`DeviceArgs::run`] for work that needs gradients.
+    ///
+    /// # Errors
+    /// As there; [`Error::Unavailable`] for a back end that has the forward pass alone.
+    pub fn run_training<W: OnTrainDevice>(&self, work: W) -> crate::Result<W::Output> {
+        match self.device {
+            DeviceName::Reference => compute(self.reference(), |device| work.run(device)),
+            DeviceName::Cpu => compute(self.cpu()?, |device| work.run(device)),
+            DeviceName::Cuda => Err(Error::Unavailable {
+                message: "--device cuda computes no gradients: it has the forward pass alone".into(),
+                hint: "use --device cpu; eval, ask and trace without --loss run with --device cuda".into(),
             }
             .into()),
         }
     }
+
+    fn reference(&self) -> Reference {
+        Reference::new(if self.precision == PrecisionName::Bf16 { Precision::Bf16 } else { Precision::F32 })
+    }
+
+    fn cpu(&self) -> Result<Cpu, Error> {
+        let (unit, isa) = self.unit()?;
+        Cpu::with_unit(unit, isa, self.threads)
+    }
+
+    fn cuda(&self) -> Result<Cuda, Error> {
+        self.check_cuda()?;
+        Ok(Cuda::open()?)
+    }
+
+    /// Whether the flags make sense for CUDA.
+    fn check_cuda(&self) -> Result<(), Error> {
+        let refuse = |message: &str, hint: &str| Err(Error::Unavailable { message: message.into(), hint: hint.into() });
+        if self.precision == PrecisionName::F32 {
+            return refuse(
+                "--device cuda computes in bf16 alone: its products run on tensor cores, which take bf16 and sum in f32",
+                "use --precision bf16, or --device cpu for f32",
+            );
+        }
+        if self.isa.is_some() {
+            return refuse("--isa names instructions of a CPU, and --device cuda was given", "leave --isa out");
+        }
+        Ok(())
+    }
 }
 
 /// Runs `work` and names what it ran on, where it came to an end.
-fn compute<D: TrainDevice + 'static, W: OnDevice>(device: D, work: W) -> crate::Result<W::Output> {
+fn compute<D: Backend, T>(device: D, work: impl FnOnce(D) -> crate::Result<T>) -> crate::Result<T> {
     let name = device.describe();
-    let output = work.run(device)?;
+    let output = work(device)?;
     eprintln!("computed by {name}");
     Ok(output)
 }

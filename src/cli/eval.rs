@@ -13,7 +13,7 @@ use crate::eval::{
 };
 use crate::model::LoraLayout;
 use crate::objective::Pooling;
-use crate::ops::TrainDevice;
+use crate::ops::Device;
 use crate::report::{Cell, Table, progress_bar};
 use crate::weights::{AdapterFile, Checkpoint};
 use clap::{Args, ValueEnum};
@@ -151,7 +151,7 @@ struct Work {
 impl OnDevice for Work {
     type Output = (Evaluation, Option<BatchingControl>);
 
-    fn run<D: TrainDevice + 'static>(mut self, device: D) -> crate::Result<Self::Output> {
+    fn run<D: Device + 'static>(mut self, device: D) -> crate::Result<Self::Output> {
         let arguments = &self.arguments;
         self.header.unit = device.unit();
         let mut engine = arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), None)?;

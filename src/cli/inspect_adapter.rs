@@ -4,7 +4,7 @@ use super::device::{DeviceArgs, OnDevice};
 use super::row;
 use crate::batch::TokenGroup;
 use crate::model::{Adapter, AdapterEffect, EmbedScale, Engine};
-use crate::ops::TrainDevice;
+use crate::ops::Device;
 use crate::report::{Cell, Table};
 use crate::text::{Error, PromptTemplate, Tokenizer};
 use crate::train::{TemplateChoice, read_adapter_notes};
@@ -194,7 +194,7 @@ struct Work<'a> {
 impl OnDevice for Work<'_> {
     type Output = AdapterEffect;
 
-    fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<AdapterEffect> {
+    fn run<D: Device + 'static>(self, device: D) -> crate::Result<AdapterEffect> {
         let mut engine = Engine::open(device, self.checkpoint, EmbedScale::Auto, None)?;
         engine.adapter = Some(Adapter::from_file(&engine.device, &engine.model.config, &self.adapter)?);
         engine.adapter_effect(&self.tokens)

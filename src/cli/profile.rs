@@ -1,9 +1,9 @@
 //! `--profile [FILE]`: where the time of a verb went, by operation.
 
-use super::device::{DeviceArgs, OnDevice};
+use super::device::{DeviceArgs, DeviceName, OnDevice, OnTrainDevice};
 use crate::cpu::peak::Peaks;
 use crate::cpu::threads;
-use crate::ops::{Error, TrainDevice};
+use crate::ops::{Device, Error, TrainDevice};
 use crate::profile::{Profile, Profiled};
 use crate::weights::check_place;
 use clap::Args;
@@ -52,6 +52,14 @@ struct Clocked<W> {
 impl<W: OnDevice> OnDevice for Clocked<W> {
     type Output = W::Output;
 
+    fn run<D: Device + 'static>(self, device: D) -> crate::Result<W::Output> {
+        self.work.run(Profiled::new(device, self.profile))
+    }
+}
+
+impl<W: OnTrainDevice> OnTrainDevice for Clocked<W> {
+    type Output = W::Output;
+
     fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<W::Output> {
         self.work.run(Profiled::new(device, self.profile))
     }
@@ -79,7 +87,27 @@ impl Profiling {
     /// The device's and the work's; a FILE that cannot be written.
     pub fn run<W: OnDevice>(&self, device: &DeviceArgs, work: W) -> crate::Result<W::Output> {
         let Some(profile) = &self.profile else { return device.run(work) };
-        let result = device.run(Clocked { work, profile: profile.clone() });
+        if device.device == DeviceName::Cuda {
+            // Calls return before the GPU has done the work: a clock around them would tell nothing.
+            return Err(Error::Unavailable {
+                message: "--profile clocks operations of the CPU, and --device cuda was given".into(),
+                hint: "leave --profile out; NVIDIA's nsys shows kernels by name".into(),
+            }
+            .into());
+        }
+        self.tell(profile, device, device.run(Clocked { work, profile: profile.clone() }))
+    }
+
+    /// As [`Profiling::run`] for work that needs gradients.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run_training<W: OnTrainDevice>(&self, device: &DeviceArgs, work: W) -> crate::Result<W::Output> {
+        let Some(profile) = &self.profile else { return device.run_training(work) };
+        self.tell(profile, device, device.run_training(Clocked { work, profile: profile.clone() }))
+    }
+
+    fn tell<T>(&self, profile: &Profile, device: &DeviceArgs, result: crate::Result<T>) -> crate::Result<T> {
         if !profile.totals().is_empty() {
             let written = self.write(profile, &device.peaks()?);
             // What failed first is what to tell.

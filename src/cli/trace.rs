@@ -1,11 +1,12 @@
 //! `unflip trace`.
 
-use super::device::{DeviceArgs, OnDevice};
+use super::device::{DeviceArgs, OnDevice, OnTrainDevice};
 use super::model::ModelArgs;
 use super::profile::ProfileArgs;
 use crate::data::{Error, TraceInput};
+use crate::model::Engine;
 use crate::objective::{Objective, Pairs, Pool, Pooling};
-use crate::ops::TrainDevice;
+use crate::ops::{Device, TrainDevice};
 use crate::trace::{TraceTensor, trace_forward, trace_loss};
 use crate::weights::{AdapterFile, Checkpoint, Dtype, check_place, write_safetensors};
 use clap::{Args, ValueEnum};
@@ -131,7 +132,11 @@ impl Trace {
         let device = self.device.clone();
         let out = self.out.clone();
         let profile = self.profile.begin()?;
-        let tensors = profile.run(&device, Work { arguments: self, input, pooling, objective, checkpoint, adapter })?;
+        let work = Work { arguments: self, input, pooling, checkpoint, adapter };
+        let tensors = match objective {
+            None => profile.run(&device, work)?,
+            Some(objective) => profile.run_training(&device, Loss { work, objective })?,
+        };
         let bytes: Vec<Vec<u8>> =
             tensors.iter().map(|tensor| tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
         let entries: Vec<_> = tensors
@@ -153,22 +158,44 @@ struct Work {
     arguments: Trace,
     input: TraceInput,
     pooling: Pooling,
-    objective: Option<Objective>,
     checkpoint: Checkpoint,
     adapter: Option<AdapterFile>,
+}
+
+impl Work {
+    fn engine<D: Device + 'static>(&mut self, device: D) -> crate::Result<Engine<D>> {
+        let arguments = &self.arguments;
+        let mut engine = arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), arguments.layers)?;
+        engine.share_prefix = !arguments.no_sharing;
+        engine.pooling = std::mem::take(&mut self.pooling);
+        Ok(engine)
+    }
 }
 
 impl OnDevice for Work {
     type Output = Vec<TraceTensor>;
 
+    fn run<D: Device + 'static>(mut self, device: D) -> crate::Result<Self::Output> {
+        let engine = self.engine(device)?;
+        trace_forward(&engine, &self.input, self.arguments.hidden)
+    }
+}
+
+/// The same with a loss and its gradients.
+struct Loss {
+    work: Work,
+    objective: Objective,
+}
+
+impl OnTrainDevice for Loss {
+    type Output = Vec<TraceTensor>;
+
     fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<Self::Output> {
-        let mut engine =
-            self.arguments.model.engine(device, &self.checkpoint, self.adapter.as_ref(), self.arguments.layers)?;
-        engine.share_prefix = !self.arguments.no_sharing;
-        engine.pooling = self.pooling;
-        let mut tensors = trace_forward(&engine, &self.input, self.arguments.hidden)?;
-        if let (Some(objective), Some(adapter)) = (&self.objective, &self.adapter) {
-            tensors.extend(trace_loss(&engine, adapter, &self.input, objective)?);
+        let Self { mut work, objective } = self;
+        let engine = work.engine(device)?;
+        let mut tensors = trace_forward(&engine, &work.input, work.arguments.hidden)?;
+        if let Some(adapter) = &work.adapter {
+            tensors.extend(trace_loss(&engine, adapter, &work.input, &objective)?);
         }
         Ok(tensors)
     }

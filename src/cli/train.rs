@@ -1,7 +1,7 @@
 //! `unflip train`.
 
 use super::data::Prompting;
-use super::device::{DeviceArgs, OnDevice};
+use super::device::{DeviceArgs, OnTrainDevice};
 use super::interrupt::Interrupt;
 use super::memory;
 use super::model::ModelArgs;
@@ -329,7 +329,7 @@ impl Train {
         let trunk = self.trunk;
         let work =
             Work { pooling, model, checkpoint, request, out, opening, trunk, interrupt, profile: profile.clone() };
-        let summary = profile.run(&device, work)?;
+        let summary = profile.run_training(&device, work)?;
         report(&summary, self.json)?;
         match stopped.caught().filter(|_| summary.steps < summary.total_steps) {
             Some(signal) => Err(Error::Interrupted {
@@ -380,7 +380,7 @@ struct Work {
     profile: Profiling,
 }
 
-impl OnDevice for Work {
+impl OnTrainDevice for Work {
     type Output = TrainSummary;
 
     fn run<D: TrainDevice + 'static>(mut self, device: D) -> crate::Result<TrainSummary> {

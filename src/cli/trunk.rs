@@ -54,11 +54,7 @@ impl TrunkArgs {
 }
 
 fn default_folder() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let caches = variable("UNFLIP_CACHE")
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("unflip")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/unflip")));
-    Some(caches?.join("trunk"))
+    Some(crate::machine::cache_folder()?.join("trunk"))
 }
 
 /// Bytes of a size with an optional unit: 0, 300kB, 512MB, 1.5GB (powers of ten).

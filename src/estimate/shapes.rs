@@ -10,7 +10,7 @@ use crate::ops::cost::F32;
 use crate::ops::embed::Embed;
 use crate::ops::gated_linear::{GatedLinear, GatedOutput, Kept};
 use crate::ops::geglu::{Geglu, GegluBackward};
-use crate::ops::lora_linear::{LinearOutput, LoraLinear, LoraLinearBackward, Part};
+use crate::ops::lora_linear::{LinearOutput, LoraLinear, LoraLinearBackward, Part, Store};
 use crate::ops::norm::{Norm, NormBackward};
 use crate::ops::qk_norm_rope::{QkNormRope, QkNormRopeBackward};
 use crate::ops::vocabulary::{Coefficients, Head, Question, Statistics, Vocabulary, VocabularyBackward};
@@ -165,7 +165,7 @@ impl NormBackward for Shapes {
 }
 
 impl LoraLinear for Shapes {
-    fn lora_linear(&self, x: &ShapeBuf, parts: &[Part<'_, Self>]) -> LinearOutput<ShapeBuf> {
+    fn lora_linear(&self, x: &ShapeBuf, parts: &[Part<'_, Self>], _: Store) -> LinearOutput<ShapeBuf> {
         LinearOutput {
             y: parts.iter().map(|part| self.zeros(x.rows, part.weight.rows)).collect(),
             su: parts.iter().map(|part| part.lora.as_ref().map(|term| self.zeros(x.rows, term.rank))).collect(),
@@ -245,7 +245,7 @@ impl Geglu for Shapes {
 impl GatedLinear for Shapes {
     fn gated_linear(&self, x: &ShapeBuf, parts: &[Part<'_, Self>; 2], keep: bool) -> GatedOutput<ShapeBuf> {
         let kept = if keep {
-            let output = self.lora_linear(x, parts);
+            let output = self.lora_linear(x, parts, Store::Full);
             let mut y = output.y.into_iter();
             y.next().zip(y.next()).map(|(gate, up)| Kept { gate, up, su: output.su })
         } else {

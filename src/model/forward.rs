@@ -13,6 +13,7 @@ use super::weights::Layer;
 use super::{Adapter, Error, KvCache, TextModel};
 use crate::batch::{AttentionPlan, PackedBatch};
 use crate::ops::attention::AttentionShape;
+use crate::ops::lora_linear::Store;
 use crate::ops::{Backend, Device};
 use crate::tape::{DropoutRows, Projection, Tape, Var};
 use crate::weights::{LayerKind, Module};
@@ -280,8 +281,11 @@ impl<'m, D: Device> Pass<'_, 'm, D> {
         modules: [Module; N],
         rows: Option<&Arc<[u32]>>,
     ) -> [Var; N] {
+        // o and down end in the residual stream; q, k and v enter norms and products that round them.
+        let full = modules.iter().any(|module| matches!(module, Module::O | Module::Down));
+        let store = if full { Store::Full } else { Store::Rounded };
         let parts = self.projections(index, modules, rows);
-        let out = self.tape.lora_linear(x, parts.into());
+        let out = self.tape.lora_linear(x, parts.into(), store);
         std::array::from_fn(|part| out[part])
     }
 

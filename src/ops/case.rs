@@ -3,7 +3,7 @@
 //!
 //! Input values lie on a grid of 2⁻¹⁶·scale, so that a finite difference can step by 2⁻⁸·scale without rounding in f32.
 
-use super::{Cost, Pass, TrainDevice};
+use super::{Cost, Device, Pass, TrainDevice};
 use crate::weights::{Dtype, TensorView};
 use std::hint::black_box;
 
@@ -50,8 +50,12 @@ pub trait Case: Sync {
     fn name(&self) -> String;
     /// The inputs, the same on every call.
     fn inputs(&self) -> Vec<Input>;
-    /// The operation's forward.
-    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>>;
+    /// The operation's forward on any back end; nothing where the operation exists in training alone.
+    fn forward<D: Device>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>>;
+    /// Its forward as training runs it.
+    fn training_forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+        self.forward(device, inputs)
+    }
     /// Its backward: one gradient per input (`None`: not differentiated), given one per differentiable output.
     fn backward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf], d_outputs: &[D::Buf]) -> Vec<Option<D::Buf>>;
     /// How far an f32 back end may be from the reference, as a share of an output's largest value. A random walk of n
@@ -83,7 +87,7 @@ pub trait Case: Sync {
         clock: &mut dyn FnMut(&mut dyn FnMut()),
     ) {
         match pass {
-            Pass::Forward => clock(&mut || drop(black_box(self.forward(device, inputs)))),
+            Pass::Forward => clock(&mut || drop(black_box(self.training_forward(device, inputs)))),
             Pass::Backward => clock(&mut || drop(black_box(self.backward(device, inputs, d_outputs)))),
         }
     }

@@ -19,6 +19,9 @@ pub enum Error {
         /// What to use instead.
         hint: String,
     },
+    /// A GPU that cannot be used, or something that failed on it.
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::Error),
     /// A base weight in a dtype that the engine does not compute with.
     #[error("tensor `{tensor}` is {found}: base weights must be BF16 or F32")]
     Dtype {
@@ -35,6 +38,7 @@ impl Error {
         match self {
             Self::Isa { .. } => Some("leave --isa out, or run `unflip doctor` to see what serves".into()),
             Self::Unavailable { hint, .. } => Some(hint.clone()),
+            Self::Cuda(error) => error.hint(),
             Self::Dtype { .. } => Some("convert the checkpoint to bfloat16".into()),
         }
     }

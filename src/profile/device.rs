@@ -10,7 +10,7 @@ use crate::ops::cost::F32;
 use crate::ops::embed::{self, Embed};
 use crate::ops::gated_linear::{self, GatedLinear, GatedOutput};
 use crate::ops::geglu::{self, Geglu, GegluBackward};
-use crate::ops::lora_linear::{self, LinearOutput, LoraLinear, LoraLinearBackward, LoraTerm, Part, PartShape};
+use crate::ops::lora_linear::{self, LinearOutput, LoraLinear, LoraLinearBackward, LoraTerm, Part, PartShape, Store};
 use crate::ops::norm::{self, Norm, NormBackward};
 use crate::ops::qk_norm_rope::{self, QkNormRope, QkNormRopeBackward};
 use crate::ops::vocabulary::{self, Coefficients, Head, Question, Statistics, Vocabulary, VocabularyBackward};
@@ -206,11 +206,11 @@ fn projections(inputs: usize, shapes: &[PartShape]) -> String {
 }
 
 impl<D: LoraLinear> LoraLinear for Profiled<D> {
-    fn lora_linear(&self, x: &D::Buf, given: &[Part<'_, Self>]) -> LinearOutput<D::Buf> {
+    fn lora_linear(&self, x: &D::Buf, given: &[Part<'_, Self>], store: Store) -> LinearOutput<D::Buf> {
         let (rows, inputs) = self.shape(x);
         let (inner, shapes) = parts(given);
         let (shape, cost) = (projections(inputs, &shapes), lora_linear::cost(rows, inputs, &shapes));
-        self.clock("lora_linear", Pass::Forward, shape, cost, |device| device.lora_linear(x, &inner))
+        self.clock("lora_linear", Pass::Forward, shape, cost, |device| device.lora_linear(x, &inner, store))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::ops::{
 fn results<D: TrainDevice, C: Case>(device: &D, case: &C) -> Vec<Vec<f64>> {
     let inputs: Vec<D::Buf> =
         case.inputs().iter().map(|input| device.upload(input.rows, input.cols, &input.values)).collect();
-    let outputs = case.forward(device, &inputs);
+    let outputs = case.training_forward(device, &inputs);
     let mut values = Values::new(&case.name());
     let mut d_outputs = Vec::new();
     for output in outputs.iter().filter(|output| output.differentiable) {
@@ -56,8 +56,12 @@ fn check_costs<C: Case>(cases: Vec<C>, operations: &[&str]) {
     for case in cases {
         let inputs: Vec<_> =
             case.inputs().iter().map(|input| device.upload(input.rows, input.cols, &input.values)).collect();
-        let d_outputs: Vec<_> =
-            case.forward(&device, &inputs).into_iter().filter(|out| out.differentiable).map(|out| out.buf).collect();
+        let d_outputs: Vec<_> = case
+            .training_forward(&device, &inputs)
+            .into_iter()
+            .filter(|out| out.differentiable)
+            .map(|out| out.buf)
+            .collect();
         for pass in Pass::ALL {
             let expected = case.cost(pass);
             if expected == Cost::ZERO {

@@ -57,7 +57,7 @@ pub fn upload<D: Backend>(device: &D, inputs: &[Input]) -> Vec<D::Buf> {
 
 /// Gradients of the differentiable outputs: seeded, on the inputs' grid.
 pub fn d_outputs<D: TrainDevice, C: Case>(device: &D, case: &C, inputs: &[D::Buf]) -> Vec<D::Buf> {
-    let outputs = case.forward(device, inputs);
+    let outputs = case.training_forward(device, inputs);
     let mut values = Values::new(&format!("{}/d_outputs", case.name()));
     outputs
         .iter()
@@ -74,7 +74,7 @@ pub fn d_outputs<D: TrainDevice, C: Case>(device: &D, case: &C, inputs: &[D::Buf
 pub fn results<D: TrainDevice, C: Case>(device: &D, case: &C) -> Vec<Values64> {
     let given = case.inputs();
     let inputs = upload(device, &given);
-    let outputs = case.forward(device, &inputs);
+    let outputs = case.training_forward(device, &inputs);
     let mut all: Vec<Values64> = outputs
         .iter()
         .map(|output| Values64 { name: output.name.into(), values: device.download(&output.buf) })

@@ -90,6 +90,14 @@ fn global(counters: &mut Counters) {
     }
 }
 
+/// Two warps read everything, a walk over the memory each; then comes a barrier.
+fn warp_of(memory: &mut SharedMemory, count: u64, steps: u64) -> u32 {
+    if count.is_multiple_of(2 * steps) {
+        memory.barrier();
+    }
+    (count / steps) as u32 % 2
+}
+
 fn shared(counters: &mut Counters) {
     let mut memory = SharedMemory::new(SHARED as u32);
     let mut data: Data = [[0; WIDEST]; LANES];
@@ -119,15 +127,15 @@ fn shared(counters: &mut Counters) {
         });
     }
     memory.reset(SHARED as u32);
-    let swizzled = table(64, |count, lane| (count * 4096 + lane * 128 + (lane ^ count) % 8 * 16) % SHARED);
+    let swizzled = table(128, |count, lane| count % 16 * 4096 + lane * 128 + (lane ^ (count / 16)) % 8 * 16);
     for count in 0..SHARED / 512 {
         let into = addresses(|lane| count * 512 + lane * 16);
         memory.store(&access(&into, 16, 0), &data, counters).expect("a clean write");
     }
     memory.barrier();
     time("ldmatrix, 4 matrices, swizzled", |count| {
-        let into = &swizzled[(count % 64) as usize];
-        let warp = count as u32 % 8;
+        let into = &swizzled[(count % 128) as usize];
+        let warp = warp_of(&mut memory, count, 128);
         memory.load_rows(&access(into, 16, warp), black_box(&mut data), counters).expect("a clean read");
     });
     memory.reset(SHARED as u32);

@@ -132,7 +132,7 @@ impl std::fmt::Display for Difference {
 impl Budget {
     /// What differs from the budget, by counter.
     pub fn differences(&self, counters: &Counters) -> Vec<Difference> {
-        let each = Counters::NAMES.iter().zip(self.counters.values()).zip(counters.values());
+        let each = self.counters.named().zip(counters.values());
         each.filter(|((_, budget), counted)| budget != counted)
             .map(|((name, budget), counted)| Difference { name, budget, counted })
             .collect()

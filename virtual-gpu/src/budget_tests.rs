@@ -1,11 +1,7 @@
 use super::*;
 
-fn counters(of: &[(&str, u64)]) -> Counters {
-    let mut counters = Counters::default();
-    for (name, count) in of {
-        *counters.by_name(name).unwrap() = *count;
-    }
-    counters
+fn counters(of: &[(&'static str, u64)]) -> Counters {
+    Counters::from_named(of.iter().copied()).unwrap()
 }
 
 fn counted<'a>(counters: Counters) -> Counted<'a> {

@@ -19,6 +19,20 @@ macro_rules! counters {
                 vec![$(self.$name),*]
             }
 
+            /// Every count with its name.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                Self::NAMES.iter().copied().zip(self.values())
+            }
+
+            /// From counts with their names, as a driver's report has them; those not there are 0. An unknown name is the error.
+            pub fn from_named<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> Result<Self, &'a str> {
+                let mut counters = Self::default();
+                for (name, count) in counts {
+                    *counters.by_name(name).ok_or(name)? = count;
+                }
+                Ok(counters)
+            }
+
             /// The count of that name.
             pub fn by_name(&mut self, name: &str) -> Option<&mut u64> {
                 match name {
@@ -71,4 +85,24 @@ counters! {
     shared_passes,
     /// Passes beyond the least that the access's bytes need: bank conflicts.
     bank_conflicts,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_go_out_and_in_by_name() {
+        let mut counters = Counters::default();
+        for (count, name) in (3..).zip(Counters::NAMES) {
+            *counters.by_name(name).unwrap() = count;
+        }
+        assert_eq!(Counters::from_named(counters.named()), Ok(counters));
+        assert_eq!(counters.values()[1], 4);
+        assert_eq!(Counters::from_named([("mma", 8)]), Ok(Counters { mma: 8, ..Counters::default() }));
+        assert_eq!(Counters::from_named([("mma", 8), ("nma", 1)]), Err("nma"));
+        let mut sum = counters;
+        sum += counters;
+        assert!(sum.named().zip(counters.values()).all(|((_, sum), count)| sum == 2 * count));
+    }
 }

@@ -1,7 +1,7 @@
 //! `unflip bench step`.
 
 use crate::bench::{Samples, StepBench, StepSettings, StepTime};
-use crate::cli::device::{DeviceArgs, OnDevice};
+use crate::cli::device::{DeviceArgs, OnTrainDevice};
 use crate::cli::model::ModelArgs;
 use crate::cli::profile::{ProfileArgs, Profiling};
 use crate::cli::trace::PairsName;
@@ -118,7 +118,7 @@ impl Step {
         let settings = StepSettings { lora, objective, lr: self.lr, seed: 0 };
         let device = self.device.clone();
         let work = Work { arguments: self, began, checkpoint, adapter, input, settings, profile: profile.clone() };
-        profile.run(&device, work)
+        profile.run_training(&device, work)
     }
 }
 
@@ -132,7 +132,7 @@ struct Work {
     profile: Profiling,
 }
 
-impl OnDevice for Work {
+impl OnTrainDevice for Work {
     type Output = ();
 
     fn run<D: TrainDevice + 'static>(self, device: D) -> crate::Result<()> {

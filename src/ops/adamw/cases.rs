@@ -2,7 +2,7 @@
 
 use super::{AdamWStep, cost, cost_of_squares};
 use crate::ops::case::{Benchmark, Case, Input, Output, input, walk};
-use crate::ops::{Cost, Pass, TrainDevice};
+use crate::ops::{Cost, Device, Pass, TrainDevice};
 use std::hint::black_box;
 
 /// One update of n parameters.
@@ -52,7 +52,11 @@ impl Case for AdamWCase {
         inputs
     }
 
-    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+    fn forward<D: Device>(&self, _: &D, _: &[D::Buf]) -> Vec<Output<D::Buf>> {
+        Vec::new()
+    }
+
+    fn training_forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
         let mut params = device.duplicate(&inputs[0]);
         let (mut m, mut v) = (device.duplicate(&inputs[2]), device.duplicate(&inputs[3]));
         device.adamw(&mut params, &inputs[1], &mut m, &mut v, &self.step);

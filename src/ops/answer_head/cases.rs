@@ -2,7 +2,7 @@
 
 use super::{HeadColumns, cost, cost_backward};
 use crate::ops::case::{Benchmark, Case, Input, Output, fan_in, input, walk, weight};
-use crate::ops::{Cost, Pass, TrainDevice};
+use crate::ops::{Cost, Device, Pass, TrainDevice};
 use crate::weights::{Dtype, TensorView};
 use std::hint::black_box;
 
@@ -66,7 +66,7 @@ impl Case for AnswerHeadCase {
         vec![input(&self.name(), "h", self.rows, self.w.shape[0], 8.0)]
     }
 
-    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+    fn forward<D: Device>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
         let w = device.weight(&self.w).expect("a weight in bf16 or f32");
         let head = device.weight(&self.head).expect("a head in bf16 or f32");
         vec![Output::new("logits", device.answer_head(&inputs[0], &w, EPS, &head, self.columns()))]

@@ -3,7 +3,7 @@
 use super::{AttentionOutput, AttentionShape, cost, cost_backward};
 use crate::batch::{AttentionPlan, KeySpans, QuerySegment};
 use crate::ops::case::{Benchmark, Case, Input, Output, input, walk};
-use crate::ops::{Cost, Pass, TrainDevice};
+use crate::ops::{Cost, Device, Pass, TrainDevice};
 use std::hint::black_box;
 use std::ops::Range;
 
@@ -147,7 +147,7 @@ impl AttentionCase {
         Self { trees: vec![self.trees[tree].clone()], ..*self }
     }
 
-    fn run<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> AttentionOutput<D::Buf> {
+    fn run<D: Device>(&self, device: &D, inputs: &[D::Buf]) -> AttentionOutput<D::Buf> {
         device.attention(&self.shape, &self.plan(), &inputs[0], &inputs[1], &inputs[2])
     }
 }
@@ -181,7 +181,7 @@ impl Case for AttentionCase {
         ]
     }
 
-    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+    fn forward<D: Device>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
         let AttentionOutput { o, softmax } = self.run(device, inputs);
         vec![Output::new("o", o), Output::side("softmax", softmax)]
     }

@@ -2,7 +2,7 @@
 
 use super::cost;
 use crate::ops::case::{Benchmark, Case, Input, Output, weight};
-use crate::ops::{Cost, Pass, TrainDevice};
+use crate::ops::{Cost, Device, Pass, TrainDevice};
 use crate::weights::{Dtype, TensorView};
 use std::hint::black_box;
 
@@ -52,7 +52,7 @@ impl Case for EmbedCase {
         Vec::new()
     }
 
-    fn forward<D: TrainDevice>(&self, device: &D, _: &[D::Buf]) -> Vec<Output<D::Buf>> {
+    fn forward<D: Device>(&self, device: &D, _: &[D::Buf]) -> Vec<Output<D::Buf>> {
         let table = device.weight(&self.table).expect("a table in bf16 or f32");
         vec![Output::side("h", device.embed(&table, &self.ids, self.scale))]
     }

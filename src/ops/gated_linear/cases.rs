@@ -3,7 +3,7 @@
 use super::{GatedOutput, cost};
 use crate::ops::case::{Benchmark, Case, Input, Output};
 use crate::ops::lora_linear::{self, Part, cases::LoraLinearCase};
-use crate::ops::{Cost, Pass, TrainDevice};
+use crate::ops::{Cost, Device, Pass, TrainDevice};
 use crate::weights::Dtype;
 
 /// One input through gate and up.
@@ -49,7 +49,7 @@ pub fn benchmarks() -> Vec<Benchmark<GatedLinearCase>> {
 
 impl GatedLinearCase {
     /// Calls `then` with x and the parts as a device sees them.
-    pub fn with_parts<D: TrainDevice, T>(
+    pub fn with_parts<D: Device, T>(
         &self,
         device: &D,
         inputs: &[D::Buf],
@@ -59,7 +59,7 @@ impl GatedLinearCase {
             .with_parts(device, &inputs[1], |parts| then(&inputs[0], parts.try_into().expect("gate and up")))
     }
 
-    fn run<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf], keep: bool) -> GatedOutput<D::Buf> {
+    fn run<D: Device>(&self, device: &D, inputs: &[D::Buf], keep: bool) -> GatedOutput<D::Buf> {
         self.with_parts(device, inputs, |x, parts| device.gated_linear(x, parts, keep))
     }
 }
@@ -73,7 +73,7 @@ impl Case for GatedLinearCase {
         self.projections.inputs()
     }
 
-    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+    fn forward<D: Device>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
         let GatedOutput { act, kept } = self.run(device, inputs, self.keep);
         let mut outputs = vec![Output::new("act", act)];
         if let Some(kept) = kept {

@@ -34,7 +34,7 @@ mod tests {
     use crate::ops::case::Case;
     use crate::ops::gated_linear::cases::cases;
     use crate::ops::geglu::Geglu;
-    use crate::ops::lora_linear::LoraLinear;
+    use crate::ops::lora_linear::{LoraLinear, Store};
 
     /// The fused operation and the two it is made of, on the same device.
     fn check(device: &Cpu) {
@@ -42,7 +42,7 @@ mod tests {
             let inputs: Vec<CpuBuf> =
                 case.inputs().iter().map(|input| device.upload(input.rows, input.cols, &input.values)).collect();
             case.with_parts(device, &inputs, |x, parts| {
-                let plain = device.lora_linear(x, parts);
+                let plain = device.lora_linear(x, parts, Store::Full);
                 let act = device.geglu(&plain.y[0], &plain.y[1]);
                 for keep in [false, true] {
                     let fused = device.gated_linear(x, parts, keep);

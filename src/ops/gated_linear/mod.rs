@@ -11,7 +11,7 @@ mod cpu;
 use super::Cost;
 use super::cost::F32;
 use super::geglu::{self, Geglu};
-use super::lora_linear::{self, LoraLinear, Part, PartShape};
+use super::lora_linear::{self, LoraLinear, Part, PartShape, Store};
 
 /// Outputs of [`GatedLinear::gated_linear`].
 pub struct GatedOutput<B> {
@@ -35,7 +35,7 @@ pub struct Kept<B> {
 pub trait GatedLinear: LoraLinear + Geglu {
     /// x `[T, in]` through gate and up, both `[n, in]`.
     fn gated_linear(&self, x: &Self::Buf, parts: &[Part<'_, Self>; 2], keep: bool) -> GatedOutput<Self::Buf> {
-        let output = self.lora_linear(x, parts);
+        let output = self.lora_linear(x, parts, Store::Full);
         let [gate, up] = <[Self::Buf; 2]>::try_from(output.y).unwrap_or_else(|_| unreachable!("one output per part"));
         GatedOutput { act: self.geglu(&gate, &up), kept: keep.then_some(Kept { gate, up, su: output.su }) }
     }

@@ -2,7 +2,7 @@
 
 use super::{cost, cost_backward};
 use crate::ops::case::{Benchmark, Case, Input, Output, input, walk};
-use crate::ops::{Cost, Pass, TrainDevice};
+use crate::ops::{Cost, Device, Pass, TrainDevice};
 
 /// A matrix of gates.
 pub struct GegluCase {
@@ -41,7 +41,7 @@ impl Case for GegluCase {
         ]
     }
 
-    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+    fn forward<D: Device>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
         vec![Output::new("y", device.geglu(&inputs[0], &inputs[1]))]
     }
 

@@ -1,8 +1,8 @@
 //! Cases of lora_linear.
 
-use super::{Dropout, LinearOutput, LoraTerm, Part, PartShape, cost, cost_backward};
+use super::{Dropout, LinearOutput, LoraTerm, Part, PartShape, Store, cost, cost_backward};
 use crate::ops::case::{Benchmark, Case, Input, Output, fan_in, input, walk, weight};
-use crate::ops::{Cost, Pass, TrainDevice};
+use crate::ops::{Cost, Device, Pass, TrainDevice};
 use crate::weights::{Dtype, TensorView};
 use std::hint::black_box;
 
@@ -90,6 +90,16 @@ impl LoraLinearCase {
         (self.rows, self.inputs)
     }
 
+    /// As the model keeps them: a product alone (o, down) in full, several of one input (q, k, v) rounded.
+    pub fn store(&self) -> Store {
+        if self.parts.len() == 1 { Store::Full } else { Store::Rounded }
+    }
+
+    /// Whether it has active dropout, which is training's.
+    pub fn drops(&self) -> bool {
+        self.dropout > 0.0
+    }
+
     /// Of every part.
     pub(in crate::ops) fn shapes(&self) -> Vec<PartShape> {
         let shape = |(weight, rank): &(TensorView, Option<usize>)| PartShape {
@@ -117,12 +127,7 @@ impl LoraLinearCase {
     }
 
     /// Calls `then` with the parts as a device sees them.
-    pub fn with_parts<D: TrainDevice, T>(
-        &self,
-        device: &D,
-        params: &D::Buf,
-        then: impl FnOnce(&[Part<'_, D>]) -> T,
-    ) -> T {
+    pub fn with_parts<D: Device, T>(&self, device: &D, params: &D::Buf, then: impl FnOnce(&[Part<'_, D>]) -> T) -> T {
         let weights: Vec<D::Weight> =
             self.parts.iter().map(|(view, _)| device.weight(view).expect("a weight in bf16 or f32")).collect();
         let (offsets, _) = self.layout();
@@ -165,8 +170,9 @@ impl Case for LoraLinearCase {
         vec![input(&name, "x", self.rows, self.inputs, 1.0), params]
     }
 
-    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
-        let LinearOutput { y, su } = self.with_parts(device, &inputs[1], |parts| device.lora_linear(&inputs[0], parts));
+    fn forward<D: Device>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+        let LinearOutput { y, su } =
+            self.with_parts(device, &inputs[1], |parts| device.lora_linear(&inputs[0], parts, self.store()));
         let y = y.into_iter().map(|y| Output::new("y", y));
         y.chain(su.into_iter().flatten().map(|su| Output::side("su", su))).collect()
     }
@@ -174,7 +180,7 @@ impl Case for LoraLinearCase {
     fn backward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf], d_outputs: &[D::Buf]) -> Vec<Option<D::Buf>> {
         let (x, params) = (&inputs[0], &inputs[1]);
         self.with_parts(device, params, |parts| {
-            let su = device.lora_linear(x, parts).su;
+            let su = device.lora_linear(x, parts, self.store()).su;
             let dy: Vec<&D::Buf> = d_outputs.iter().collect();
             let mut grads = device.zeros(1, self.layout().1);
             let dx = device.lora_linear_backward(&dy, Some(x), &su, parts, Some(&mut grads), true);
@@ -216,9 +222,9 @@ impl Case for LoraLinearCase {
     ) {
         let (x, params) = (&inputs[0], &inputs[1]);
         self.with_parts(device, params, |parts| match pass {
-            Pass::Forward => clock(&mut || _ = black_box(device.lora_linear(x, parts).y)),
+            Pass::Forward => clock(&mut || _ = black_box(device.lora_linear(x, parts, self.store()).y)),
             Pass::Backward => {
-                let su = device.lora_linear(x, parts).su;
+                let su = device.lora_linear(x, parts, self.store()).su;
                 let dy: Vec<&D::Buf> = d_outputs.iter().collect();
                 let mut grads = device.zeros(1, self.layout().1);
                 clock(&mut || {

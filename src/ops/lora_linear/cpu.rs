@@ -2,7 +2,7 @@
 //! parts. With dropout the masked input exists as a scratch copy, and du·A is masked before it is added. In bf16 the product
 //! rounds what enters it, and a mask's factor 1/(1−p) belongs to the sum, so that x is rounded as it is without dropout.
 
-use super::{Dropout, LinearOutput, LoraLinear, LoraLinearBackward, LoraTerm, Part};
+use super::{Dropout, LinearOutput, LoraLinear, LoraLinearBackward, LoraTerm, Part, Store};
 use crate::cpu::buffers::Block;
 use crate::cpu::gemm::{Left, Right, Segment};
 use crate::cpu::{Cpu, CpuBuf};
@@ -99,7 +99,7 @@ impl Cpu {
 }
 
 impl LoraLinear for Cpu {
-    fn lora_linear(&self, x: &CpuBuf, parts: &[Part<'_, Self>]) -> LinearOutput<CpuBuf> {
+    fn lora_linear(&self, x: &CpuBuf, parts: &[Part<'_, Self>], _: Store) -> LinearOutput<CpuBuf> {
         self.install(|| {
             let mut output = LinearOutput { y: Vec::with_capacity(parts.len()), su: Vec::with_capacity(parts.len()) };
             for part in parts {

@@ -79,6 +79,15 @@ pub struct Part<'a, D: Backend + ?Sized> {
     pub lora: Option<LoraTerm<'a, D>>,
 }
 
+/// What the consumer of a product needs of it. A back end whose buffers are f32 may ignore it: rounding on entry is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Store {
+    /// Every bit of the sum: what is added to the residual stream.
+    Full,
+    /// The sum rounded to bf16 in that precision: what enters another product or is rounded on entry anyway (q, k, v).
+    Rounded,
+}
+
 /// Outputs of [`LoraLinear::lora_linear`].
 pub struct LinearOutput<B> {
     /// yᵢ `[T, outᵢ]`, one per part.
@@ -89,8 +98,8 @@ pub struct LinearOutput<B> {
 
 /// Forward.
 pub trait LoraLinear: Backend {
-    /// x `[T, in]`.
-    fn lora_linear(&self, x: &Self::Buf, parts: &[Part<'_, Self>]) -> LinearOutput<Self::Buf>;
+    /// x `[T, in]`; `store` says how y may be kept.
+    fn lora_linear(&self, x: &Self::Buf, parts: &[Part<'_, Self>], store: Store) -> LinearOutput<Self::Buf>;
 }
 
 /// Backward.

@@ -1,7 +1,7 @@
 //! lora_linear in f64. In bf16 precision x, dy, s·u, du and the read copies of A and B are rounded on entry to their
 //! products; y, u's sum, dA, dB and dx are not.
 
-use super::{LinearOutput, LoraLinear, LoraLinearBackward, LoraTerm, Part};
+use super::{LinearOutput, LoraLinear, LoraLinearBackward, LoraTerm, Part, Store};
 use crate::ops::reference::{Matrix, Reference, add_product, add_product_transposed, add_transposed_product};
 
 /// A or B of a term as the products read it.
@@ -21,7 +21,7 @@ fn dropped(term: &LoraTerm<'_, Reference>, x: &[f64], cols: usize) -> Vec<f64> {
 }
 
 impl LoraLinear for Reference {
-    fn lora_linear(&self, x: &Matrix, parts: &[Part<'_, Self>]) -> LinearOutput<Matrix> {
+    fn lora_linear(&self, x: &Matrix, parts: &[Part<'_, Self>], _: Store) -> LinearOutput<Matrix> {
         let (rows, inputs) = (x.rows, x.cols);
         let x = self.precision.rounded(&x.data);
         let mut output = LinearOutput { y: Vec::new(), su: Vec::new() };

@@ -2,7 +2,7 @@
 
 use super::{cost, cost_add, cost_backward};
 use crate::ops::case::{Benchmark, Case, Input, Output, input, walk, weight};
-use crate::ops::{Cost, Pass, TrainDevice};
+use crate::ops::{Cost, Device, Pass, TrainDevice};
 use crate::weights::{Dtype, TensorView};
 use std::hint::black_box;
 
@@ -61,7 +61,7 @@ impl Case for NormCase {
         ["x", "h"].map(|name| input(&self.name(), name, self.rows, self.n(), self.scale)).into()
     }
 
-    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+    fn forward<D: Device>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
         let (x, h) = (&inputs[0], &inputs[1]);
         let w = device.weight(&self.w).expect("a weight in bf16 or f32");
         vec![

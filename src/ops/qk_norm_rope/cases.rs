@@ -2,7 +2,7 @@
 
 use super::{cost, cost_backward};
 use crate::ops::case::{Benchmark, Case, Input, Output, input, walk, weight};
-use crate::ops::{Cost, Pass, TrainDevice};
+use crate::ops::{Cost, Device, Pass, TrainDevice};
 use crate::weights::{Dtype, TensorView};
 use std::hint::black_box;
 
@@ -44,7 +44,7 @@ impl QkNormRopeCase {
     }
 
     /// Cosines and sines of plausible angles.
-    fn rope<D: TrainDevice>(&self, device: &D) -> D::Buf {
+    fn rope<D: Device>(&self, device: &D) -> D::Buf {
         let half = self.head_dim() / 2;
         let mut table = Vec::new();
         for row in 0..self.rows {
@@ -65,7 +65,7 @@ impl Case for QkNormRopeCase {
         vec![input(&self.name(), "x", self.rows, self.heads * self.head_dim(), 1.0)]
     }
 
-    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+    fn forward<D: Device>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
         let w = device.weight(&self.w).expect("a weight in bf16 or f32");
         vec![Output::new("y", device.qk_norm_rope(&inputs[0], &w, EPS, &self.rope(device), self.head_dim()))]
     }

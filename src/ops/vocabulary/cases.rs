@@ -1,8 +1,8 @@
 //! Cases of vocabulary.
 
-use super::{Coefficients, Head, Question, cost, cost_backward};
+use super::{Coefficients, Head, Question, Statistics, cost, cost_backward};
 use crate::ops::case::{Benchmark, Case, Input, Output, fan_in, input, walk, weight};
-use crate::ops::{Cost, Pass, TrainDevice};
+use crate::ops::{Cost, Device, Pass, TrainDevice};
 use crate::weights::{Dtype, TensorView};
 use std::hint::black_box;
 
@@ -61,10 +61,32 @@ impl VocabularyCase {
     }
 
     /// Calls `then` with the head as a device sees it.
-    pub fn with_head<D: TrainDevice, T>(&self, device: &D, then: impl FnOnce(Head<'_, D>, Question<'_>) -> T) -> T {
+    pub fn with_head<D: Device, T>(&self, device: &D, then: impl FnOnce(Head<'_, D>, Question<'_>) -> T) -> T {
         let norm = device.weight(&self.norm).expect("a weight in bf16 or f32");
         let embedding = device.weight(&self.embedding).expect("a head in bf16 or f32");
         then(Head { norm: &norm, eps: EPS, embedding: &embedding }, self.question())
+    }
+
+    /// Statistics of rows, logits, and statistics of pairs.
+    fn outputs<D: Device>(&self, device: &D, statistics: &Statistics) -> Vec<Output<D::Buf>> {
+        // In two parts, so that a device in f64 keeps the digits that finite differences need.
+        let upload = |rows: usize, values: &[f64]| {
+            let cols = values.len() / rows;
+            let near: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+            let rest: Vec<f32> =
+                values.iter().zip(&near).map(|(value, near)| (value - f64::from(*near)) as f32).collect();
+            let mut sum = device.upload(rows, cols, &near);
+            device.add_assign(&mut sum, &device.upload(rows, cols, &rest));
+            sum
+        };
+        let mut outputs = vec![
+            Output::new("log_sum", upload(self.rows, &statistics.log_sum)),
+            Output::new("logits", upload(self.rows, &statistics.logits)),
+        ];
+        if !self.pairs.is_empty() {
+            outputs.push(Output::side("cross", upload(1, &statistics.cross)));
+        }
+        outputs
     }
 
     fn columns(&self) -> usize {
@@ -81,28 +103,16 @@ impl Case for VocabularyCase {
         vec![input(&self.name(), "h", self.rows, self.norm.shape[0], 8.0)]
     }
 
-    /// One row of statistics: those of rows, logits, and of pairs.
-    fn forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+    fn forward<D: Device>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
+        let statistics = self.with_head(device, |head, question| device.vocabulary(&inputs[0], head, question));
+        self.outputs(device, &statistics)
+    }
+
+    fn training_forward<D: TrainDevice>(&self, device: &D, inputs: &[D::Buf]) -> Vec<Output<D::Buf>> {
         let (statistics, means) =
             self.with_head(device, |head, question| device.vocabulary_means(&inputs[0], head, question));
-        // In two parts, so that a device in f64 keeps the digits that finite differences need.
-        let upload = |rows: usize, values: &[f64]| {
-            let cols = values.len() / rows;
-            let near: Vec<f32> = values.iter().map(|&value| value as f32).collect();
-            let rest: Vec<f32> =
-                values.iter().zip(&near).map(|(value, near)| (value - f64::from(*near)) as f32).collect();
-            let mut sum = device.upload(rows, cols, &near);
-            device.add_assign(&mut sum, &device.upload(rows, cols, &rest));
-            sum
-        };
-        let mut outputs = vec![
-            Output::new("log_sum", upload(self.rows, &statistics.log_sum)),
-            Output::new("logits", upload(self.rows, &statistics.logits)),
-            Output::side("means", means),
-        ];
-        if !self.pairs.is_empty() {
-            outputs.push(Output::side("cross", upload(1, &statistics.cross)));
-        }
+        let mut outputs = self.outputs(device, &statistics);
+        outputs.push(Output::side("means", means));
         outputs
     }
 

@@ -182,17 +182,22 @@ fn an_uninitialised_byte_is_found_and_named() {
     cta.load(&access(&into, 4), &mut data, &mut counters).unwrap();
 }
 
-/// What two CTAs do to bytes `0..4` and `from..from + 4`.
-fn two(first: &str, second: &str, from: u64, swapped: bool) -> Result<(), FaultKind> {
-    let (memory, base) = written(256);
+/// What two CTAs do to bytes `0..4` and `from..from + 4`, by one lane each or (`wide`) by warps to 128 bytes from there; in the
+/// second launch that uses the memory.
+fn two(first: &str, second: &str, from: u64, swapped: bool, wide: bool) -> Result<(), FaultKind> {
+    let (memory, base) = written(512);
+    let launch = memory.launch(3);
+    let into = addresses(|lane| base + 16 * lane);
+    launch.cta(2).store(&access(&into, 16), &NOTHING, &mut Counters::default()).unwrap();
     let launch = memory.launch(2);
     let mut acts = [(0, first, 0, 10), (1, second, from, 20)];
     if swapped {
         acts.reverse();
     }
     for (cta, act, from, line) in acts {
-        let into = [base + from; LANES];
-        let access = Access { mask: 1 << 3, line, ..access(&into, if from % 4 == 0 { 4 } else { 1 }) };
+        let into = addresses(|lane| base + from + if wide { 4 * lane } else { 0 });
+        let mask = if wide { u32::MAX } else { 1 << 3 };
+        let access = Access { mask, line, ..access(&into, if from % 4 == 0 { 4 } else { 1 }) };
         let mut cta = launch.cta(cta);
         let counters = &mut Counters::default();
         match act {
@@ -201,7 +206,7 @@ fn two(first: &str, second: &str, from: u64, swapped: bool) -> Result<(), FaultK
             _ => cta.atomic(&access, counters, |_, old| old),
         }
         .map_err(|found| {
-            assert_eq!(found.lane, 3);
+            assert_eq!(found.lane, if wide { 0 } else { 3 });
             found.kind
         })?;
     }
@@ -213,8 +218,8 @@ fn every_pair_of_accesses_by_two_ctas_races_unless_both_read_or_both_are_atomic(
     for first in ["read", "write", "atomic"] {
         for second in ["read", "write", "atomic"] {
             for swapped in [false, true] {
-                for from in [0, 1, 2, 3] {
-                    let found = two(first, second, from, swapped);
+                for (from, wide) in [(0, false), (1, false), (2, false), (3, false), (0, true)] {
+                    let found = two(first, second, from, swapped, wide);
                     let harmless = first == second && first != "write";
                     assert_eq!(found.is_ok(), harmless, "{first}, {second}, {from}, {swapped}");
                     if let Err(kind) = found {
@@ -224,8 +229,8 @@ fn every_pair_of_accesses_by_two_ctas_races_unless_both_read_or_both_are_atomic(
                         assert_eq!((cta, line), if swapped { (1, 20) } else { (0, 10) });
                     }
                 }
-                for from in [4, 5, 128, 255] {
-                    assert_eq!(two(first, second, from, swapped), Ok(()), "other bytes");
+                for (from, wide) in [(4, false), (5, false), (128, false), (255, false), (128, true)] {
+                    assert_eq!(two(first, second, from, swapped, wide), Ok(()), "other bytes");
                 }
             }
         }
@@ -234,10 +239,10 @@ fn every_pair_of_accesses_by_two_ctas_races_unless_both_read_or_both_are_atomic(
 
 #[test]
 fn a_race_is_told_with_allocation_other_cta_and_line() {
-    let text = two("write", "read", 0, false).unwrap_err().to_string();
+    let text = two("write", "read", 0, false, false).unwrap_err().to_string();
     assert!(
         text.starts_with(
-            "global memory race at 0x7f0000000000 (allocation 1 (256 bytes at 0x7f0000000000), offset 0): "
+            "global memory race at 0x7f0000000000 (allocation 1 (512 bytes at 0x7f0000000000), offset 0): "
         ),
         "{text}"
     );

@@ -49,11 +49,6 @@ impl Mark {
         (self.0 >> 32) as u32
     }
 
-    #[inline(always)]
-    fn whole_warp(self) -> bool {
-        self.0 & WHOLE_WARP != 0
-    }
-
     /// Made by cp.async.
     pub fn is_async(self) -> bool {
         self.0 & ASYNC != 0
@@ -251,23 +246,15 @@ impl View<'_> {
     /// writer is one of the two at most). So a third one is dropped unless both are in one warp and it is in another.
     #[inline(always)]
     pub fn remember(&self, cell: &mut Cell, mine: Mark) {
-        let replaces = |mark: u64| {
-            let mark = Mark(mark);
-            mark.same_thread(mine) || mine.whole_warp() && mark.warp() == mine.warp()
-        };
         let (first, second) = (Mark(cell.first), Mark(cell.second));
         // Marks of 0 are ordered before everything. A second reader is there only beside a first one that is not past.
         if self.past(first.0) {
             *cell = Cell { first: mine.0, second: 0, ..*cell };
-        } else if second.0 != 0 && replaces(second.0) {
+        } else if second.0 != 0 && second.same_thread(mine) {
             cell.second = mine.0;
-        } else if self.ordered(first) || replaces(first.0) {
+        } else if self.ordered(first) || first.same_thread(mine) {
             cell.first = mine.0;
-        } else if self.ordered(second) {
-            if !(first.whole_warp() && first.warp() == mine.warp()) {
-                cell.second = mine.0;
-            }
-        } else if first.warp() == second.warp() && second.warp() != mine.warp() {
+        } else if self.ordered(second) || first.warp() == second.warp() && second.warp() != mine.warp() {
             cell.second = mine.0;
         }
     }

@@ -313,6 +313,43 @@ fn a_copy_over_what_others_still_read_is_a_race() {
     assert!(copy(&mut memory, 1, 0, 16).is_ok());
 }
 
+#[test]
+fn a_copy_does_not_outlive_its_cta() {
+    let mut memory = written(64);
+    copy(&mut memory, 0, 0, 16).unwrap();
+    memory.commit(0, 1);
+    memory.reset(64);
+    put(&mut memory, 0, 0, 16).unwrap();
+    memory.wait_all(0, 1);
+    assert_eq!(get(&mut memory, 0, 0, 16), Ok([7; 16]));
+}
+
+#[test]
+fn a_reader_of_another_warp_is_not_forgotten_for_two_of_one() {
+    // Readers 0 and 1 are ordered before thread 2 by their warp's barrier, reader 32 is not.
+    for order in [[0, 1, 32], [0, 32, 1], [32, 0, 1]] {
+        let mut memory = written(64);
+        for thread in order {
+            get(&mut memory, thread, 0, 4).unwrap();
+        }
+        memory.warp_barrier(0);
+        let FaultKind::SharedRace { thread, .. } = put(&mut memory, 2, 0, 4).unwrap_err() else { panic!() };
+        assert_eq!(thread, 32, "{order:?}");
+    }
+    for rows_first in [false, true] {
+        let mut memory = written(64);
+        let mut read = |rows_now| match rows_now {
+            true => assert!(rows(&mut memory, 0, 1, |_| 0).is_ok()),
+            false => [0, 1].into_iter().for_each(|thread| assert!(get(&mut memory, thread, 0, 4).is_ok())),
+        };
+        read(rows_first);
+        read(!rows_first);
+        get(&mut memory, 32, 0, 4).unwrap();
+        memory.warp_barrier(0);
+        assert!(put(&mut memory, 2, 0, 4).is_err(), "{rows_first}");
+    }
+}
+
 /// A two-stage pipeline as kernels have it, with each of its waits and barriers left out in turn.
 #[test]
 fn a_pipeline_is_clean_only_with_every_wait_and_barrier() {
