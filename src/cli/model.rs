@@ -1,5 +1,6 @@
 //! `--model` and `--adapter`: opening what most verbs start from.
 
+use crate::machine;
 use crate::model::{Adapter, EmbedScale, Engine};
 use crate::ops::Device;
 use crate::train::{ModelSettings, other_base};
@@ -61,6 +62,9 @@ impl ModelArgs {
     /// Anything wrong with either folder.
     pub fn open(&self) -> crate::Result<(Checkpoint, Option<AdapterFile>)> {
         let checkpoint = Checkpoint::open(&resolve_model(&self.model)?)?;
+        // While the disk reads, the tokenizer is parsed and the first layers compute.
+        let free = machine::memory().map_or(0, |memory| memory.available);
+        drop(checkpoint.read_ahead(free / 2));
         let adapter = self.adapter.as_deref().map(AdapterFile::open).transpose()?;
         if let Some(folder) = &self.adapter
             && let Some(notes) = other_base(folder, &checkpoint)?

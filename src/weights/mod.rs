@@ -12,6 +12,7 @@ mod header;
 mod hub;
 mod json;
 mod names;
+mod read_ahead;
 mod safetensors_file;
 mod safetensors_write;
 mod view;

@@ -4,6 +4,7 @@
 
   --prefix-cache   prefix once, KV cache repeated (else the group padded to one length, body then head on the last rows)
   --two-rows       evaluation reads two rows of the head instead of all
+  --compile WHAT   torch.compile of every decoder layer (layers) or of their MLPs alone (mlp), shapes dynamic
   --keep-hidden    keeps each group's hidden states below the lowest adapted layer from its first step on (padded rows)
 """
 import argparse, json, sys, time, warnings
@@ -18,6 +19,7 @@ p.add_argument("model"); p.add_argument("groups")
 p.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32"); p.add_argument("--attn", choices=["eager", "sdpa"], default="sdpa")
 p.add_argument("--layers", default="all", help="all, or lo-hi inclusive, e.g. 8-11"); p.add_argument("--lora", help="adapter folder to evaluate, unmerged")
 p.add_argument("--prefix-cache", action="store_true"); p.add_argument("--two-rows", action="store_true"); p.add_argument("--keep-hidden", action="store_true")
+p.add_argument("--compile", choices=["layers", "mlp"])
 p.add_argument("--lam", type=float, default=0.1); p.add_argument("--lr", type=float, default=1e-4)
 p.add_argument("--threads", type=int, default=2); p.add_argument("--ftz", action="store_true", help="flush denormals to zero")
 a = p.parse_args()
@@ -32,6 +34,7 @@ else:
     m = get_peft_model(m, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM", layers_to_transform=layers,
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]), autocast_adapter_dtype=a.dtype != "bf16")
 core = m.get_base_model()
+for layer in core.model.layers if a.compile else []: (layer if a.compile == "layers" else layer.mlp).compile(dynamic=True)
 params = [q for q in m.parameters() if q.requires_grad]
 opt = torch.optim.AdamW(params, lr=a.lr, weight_decay=0.0) if params else None
 kept, below = {}, layers[0]
