@@ -5,5 +5,9 @@
 
 pub mod budget;
 pub mod counters;
+pub mod device;
+pub mod driver;
+pub mod exec;
 pub mod fault;
 pub mod memory;
+pub mod ptx;
