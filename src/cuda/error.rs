@@ -133,7 +133,7 @@ thread_local! {
 /// Runs `work`; an error that unwinds out of an operation comes back as `Err`.
 ///
 /// # Errors
-/// What [`raise`] was called with on this thread.
+/// What `raise` was called with on this thread.
 pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Error> {
     CATCHING.with(|depth| depth.set(depth.get() + 1));
     let result = catch_unwind(AssertUnwindSafe(work));

@@ -1,6 +1,6 @@
 //! gated_linear: gelu_tanh(x·Wgateᵀ)·(x·Wupᵀ), each projection with an optional LoRA branch: the first half of the MLP.
 //!
-//! The formula is [`lora_linear`](super::lora_linear) on both parts, then [`geglu`](super::geglu), to the bit; so are saved values and
+//! The formula is [`lora_linear`] on both parts, then [`geglu`], to the bit; so are saved values and
 //! backward. Apart because a back end that applies the gate where a tile of both products is finished neither stores nor reads
 //! the two `[T, intermediate]` matrices again.
 //! Cost: that of both operations, less the traffic between them.

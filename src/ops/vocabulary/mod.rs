@@ -1,10 +1,10 @@
 //! vocabulary: softmax statistics of answer rows over the whole tied head, without a row of logits ever being stored.
 //!
-//! n = RMSNorm(h)·(1+w) and z[i, v] = n[i]·E[v] as in [`answer_head`](super::answer_head), p[i] = softmax of z[i] over v. Per row:
-//! log Σ exp z and the logits of chosen ids; per pair (i, k) of rows: Σᵥ p[i, v]·(z[k, v] − cₖ), where cₖ is row k's logit of the
+//! n = RMSNorm(h)·(1+w) and zᵢ\[v\] = nᵢ·Eᵥ as in [`answer_head`](mod@super::answer_head), pᵢ = softmax of zᵢ over v. Per row:
+//! log Σ exp z and the logits of chosen ids; per pair (i, k) of rows: Σᵥ pᵢ\[v\]·(zₖ\[v\] − cₖ), where cₖ is row k's logit of the
 //! first chosen id: what losses read cancels it, and near it a difference of logits keeps its digits.
-//! Backward: a loss of these has ∂loss/∂n = C·[P; X] + D·E[ids], with the means P[i] = Σᵥ p[i, v]·E[v] and, per pair,
-//! X = Σᵥ p[i, v]·(z[k, v] − cₖ)·E[v]; so one pass over E serves forward and backward. Then RMSNorm's backward.
+//! Backward: a loss of these has ∂loss/∂n = C·\[P; X\] + D·E\[ids\], with the means Pᵢ = Σᵥ pᵢ\[v\]·Eᵥ and, per pair,
+//! X = Σᵥ pᵢ\[v\]·(zₖ\[v\] − cₖ)·Eᵥ; so one pass over E serves forward and backward. Then RMSNorm's backward.
 //! Bound by memory for few rows. Nothing is rounded to bf16 in any precision. Rows are independent.
 
 pub mod cases;
@@ -31,7 +31,7 @@ pub struct Statistics {
     pub log_sum: Vec<f64>,
     /// `[n, ids]`
     pub logits: Vec<f64>,
-    /// Σᵥ p[i, v]·(z[k, v] − cₖ) of each pair.
+    /// Σᵥ pᵢ\[v\]·(zₖ\[v\] − cₖ) of each pair.
     pub cross: Vec<f64>,
 }
 
