@@ -10,29 +10,7 @@
 // write of each element, four of them a thread (16 bytes of f32, 8 of bf16). Checked against the CPU's buffers in
 // src/cuda/device_tests.rs: copies bit by bit, sums in bf16 to their one rounding.
 
-#include <cuda_bf16.h>
-
-typedef __nv_bfloat16 bf16;
-
-struct alignas(8) Four {
-    bf16 a, b, c, d;
-};
-
-__device__ __forceinline__ float4 load(const float* x, unsigned at) { return reinterpret_cast<const float4*>(x)[at]; }
-
-__device__ __forceinline__ float4 load(const bf16* x, unsigned at) {
-    Four four = reinterpret_cast<const Four*>(x)[at];
-    return make_float4(__bfloat162float(four.a), __bfloat162float(four.b), __bfloat162float(four.c), __bfloat162float(four.d));
-}
-
-__device__ __forceinline__ void store(float* y, unsigned at, float4 v) { reinterpret_cast<float4*>(y)[at] = v; }
-
-__device__ __forceinline__ void store(bf16* y, unsigned at, float4 v) {
-    Four four = {__float2bfloat16(v.x), __float2bfloat16(v.y), __float2bfloat16(v.z), __float2bfloat16(v.w)};
-    reinterpret_cast<Four*>(y)[at] = four;
-}
-
-__device__ __forceinline__ float4 sum(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+#include "elements.cuh"
 
 __device__ __forceinline__ unsigned here() { return blockIdx.x * blockDim.x + threadIdx.x; }
 

@@ -134,7 +134,7 @@ impl DeviceArgs {
             DeviceName::Cpu => compute(self.cpu()?, |device| work.run(device)),
             DeviceName::Cuda => Err(Error::Unavailable {
                 message: "--device cuda computes no gradients: it has the forward pass alone".into(),
-                hint: "use --device cpu; eval, ask and trace without --loss run with --device cuda".into(),
+                hint: "use --device cpu".into(),
             }
             .into()),
         }

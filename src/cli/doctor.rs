@@ -9,6 +9,7 @@ use super::train::Flags;
 use super::trunk::TrunkArgs;
 use crate::bench::DeviceBlock;
 use crate::bench::kernels;
+use crate::cuda::probe;
 use crate::data::{ReadOptions, TokenGroup};
 use crate::estimate::{
     Estimate, GroupWork, Task, TrainingTask, Verdict, cost, estimate, group_work, judge, least_seconds, size,
@@ -58,6 +59,7 @@ impl Doctor {
         };
         if self.json {
             let mut value = serde_json::to_value(&machine).unwrap_or_default();
+            value["cuda"] = serde_json::to_value(probe::report()).unwrap_or_default();
             if let (Some(outlook), Value::Object(object)) = (&outlook, &mut value) {
                 object.insert("task".into(), outlook.json());
             }
@@ -289,6 +291,28 @@ impl Outlook {
     }
 }
 
+/// What `--device cuda` would find, and what it would miss with how to get it.
+fn cuda_rows(table: &mut Table, report: &probe::Report) {
+    row(table, "CUDA", "kernels for whole models are not complete in this version: the CPU serves");
+    row(table, "CUDA driver", report.driver.as_deref().unwrap_or("none"));
+    let nvrtc = report.nvrtc.as_deref().map(|version| match &report.nvrtc_library {
+        Some(library) => format!("{version}, {library}"),
+        None => version.to_owned(),
+    });
+    row(table, "NVRTC", nvrtc.as_deref().unwrap_or("none"));
+    for device in &report.devices {
+        let gib = device.memory as f64 / f64::from(1u32 << 30);
+        let found = format!(
+            "{}, compute capability {}, {} processors, {gib:.0} GiB",
+            device.name, device.compute_capability, device.processors
+        );
+        row(table, "GPU", &found);
+    }
+    for missing in &report.missing {
+        row(table, "missing for CUDA", &format!("{}: {}", missing.what, missing.remedy));
+    }
+}
+
 fn machine_table(machine: &Machine) -> Table {
     let gib = |bytes: Option<u64>| {
         bytes.map_or_else(|| "unknown".into(), |bytes| format!("{:.1} GiB", bytes as f64 / f64::from(1u32 << 30)))
@@ -301,7 +325,7 @@ fn machine_table(machine: &Machine) -> Table {
     row(&mut table, "instruction sets", &machine.instruction_sets.join(", "));
     row(&mut table, "units", &machine.units.join(", "));
     row(&mut table, "serves by default", &machine.serves);
-    row(&mut table, "CUDA", "no CUDA kernels in this version; the CPU back end serves everything");
+    cuda_rows(&mut table, &probe::report());
     row(&mut table, "kernel sources", &format!("{} (sha256 {})", machine.kernels, &machine.kernels_sha256[..16]));
     table
 }

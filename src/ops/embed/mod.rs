@@ -5,6 +5,7 @@
 
 pub mod cases;
 mod cpu;
+mod cuda;
 mod reference;
 
 use super::{Backend, Cost};

@@ -2,6 +2,7 @@
 
 pub mod cases;
 pub(super) mod cpu;
+mod cuda;
 mod reference;
 
 use super::{Backend, Cost};

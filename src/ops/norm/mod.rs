@@ -6,6 +6,7 @@
 
 pub mod cases;
 pub(crate) mod cpu;
+pub mod cuda;
 pub(crate) mod reference;
 
 use super::{Backend, Cost};

@@ -1,0 +1,155 @@
+//! Kernels that are bound by memory on the CUDA device, against the f64 reference at bf16: shapes ragged and whole, one row and many, widths
+//! of every model, 40 and more for each. Skipped where there is no GPU or NVRTC; `tools/with_virtual_gpu` gives both.
+
+use unflip::cuda::device::{Cuda, Options};
+use unflip::cuda::{Element, Error};
+use unflip::ops::Backend;
+use unflip::ops::case::{Values, weight};
+use unflip::ops::embed::Embed;
+use unflip::ops::geglu::Geglu;
+use unflip::ops::norm::Norm;
+use unflip::ops::qk_norm_rope::QkNormRope;
+use unflip::ops::reference::{Precision, Reference};
+use unflip::weights::Dtype;
+
+const EPS: f32 = 1e-6;
+const BF16: Reference = Reference::new(Precision::Bf16);
+
+/// A device whose buffers are allocations of their own, so that a step beyond one is found.
+fn device() -> Option<Cuda> {
+    match Cuda::with(Options { recycles: false, ..Options::default() }) {
+        Ok(cuda) => Some(cuda),
+        Err(Error::Missing(missing)) => {
+            eprintln!("skipped: {}", Error::Missing(missing));
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn values(name: &str, count: usize, scale: f32) -> Vec<f32> {
+    let mut values = Values::new(name);
+    (0..count).map(|_| values.next(scale)).collect()
+}
+
+/// Rows and widths: every remainder that tiles and padding care about, and the models' own.
+fn shapes() -> Vec<(usize, usize)> {
+    let ragged =
+        [1, 2, 3, 5, 40, 63, 64, 65, 127, 129, 255, 257].into_iter().flat_map(|n| [1, 3, 7].map(|rows| (rows, n)));
+    let models = [640, 1152, 2048, 2560, 3840, 5376, 10_240].into_iter().flat_map(|n| [(1, n), (6, n)]);
+    ragged.chain(models).collect()
+}
+
+/// f32 results differ by roundings of sums in f32; where the result is rounded to bf16, also by one unit in its last place, because a
+/// value next to the middle of two goes either way.
+fn compare(what: &str, found: &[f64], expected: &[f64], element: Element, roundings: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
+    let f32_share = roundings * 2.0_f64.powi(-24);
+    let mut ties = 0;
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let unit = if element == Element::Bf16 { 2.0_f64.powi(-7) * expected.abs() } else { 0.0 };
+        let off = (found - expected).abs();
+        ties += usize::from(off > f32_share * largest);
+        assert!(off <= f32_share * largest + unit, "{what}: element {index} is {found}, expected {expected}");
+    }
+    // Of bf16 results few may have gone the other way.
+    assert!(ties <= 2 + expected.len() / 50, "{what}: {ties} of {} differ", expected.len());
+}
+
+#[test]
+fn norms_agree_with_the_reference() {
+    let Some(cuda) = device() else { return };
+    for (rows, n) in shapes() {
+        let name = format!("norm [{rows}, {n}]");
+        let (x, h) = (values(&name, rows * n, 4.0), values(&format!("{name} h"), rows * n, 64.0));
+        let w = weight("norm", "w", Dtype::Bf16, &[n], 1.0);
+        let (cuda_w, reference_w) = (cuda.weight(&w).unwrap(), BF16.weight(&w).unwrap());
+        let (on_cuda, on_host) = (cuda.upload(rows, n, &x), BF16.upload(rows, n, &x));
+        let roundings = 8.0 + (n as f64).sqrt();
+
+        let found = cuda.norm(&on_cuda, &cuda_w, EPS);
+        assert_eq!(found.element(), Element::Bf16);
+        compare(
+            &name,
+            &cuda.download(&found),
+            &BF16.download(&BF16.norm(&on_host, &reference_w, EPS)),
+            Element::Bf16,
+            roundings,
+        );
+
+        let found = cuda.branch_norm(&on_cuda, &cuda_w, EPS);
+        let expected = BF16.branch_norm(&on_host, &reference_w, EPS);
+        compare(&format!("branch_{name}"), &cuda.download(&found), &BF16.download(&expected), Element::F32, roundings);
+
+        let found = cuda.norm_add(&cuda.upload(rows, n, &h), &on_cuda, &cuda_w, EPS);
+        let expected = BF16.norm_add(&BF16.upload(rows, n, &h), &on_host, &reference_w, EPS);
+        compare(&format!("{name} added"), &cuda.download(&found), &BF16.download(&expected), Element::F32, roundings);
+    }
+}
+
+#[test]
+fn embeddings_agree_with_the_reference() {
+    let Some(cuda) = device() else { return };
+    for (rows, n) in shapes() {
+        let name = format!("embed [{rows}, {n}]");
+        let table = weight("embed", "table", Dtype::Bf16, &[37, n], 1.0);
+        let ids: Vec<u32> = (0..rows as u32).map(|row| row * 11 % 37).collect();
+        let found = cuda.embed(&cuda.weight(&table).unwrap(), &ids, 25.25);
+        assert_eq!(found.element(), Element::F32);
+        let expected = BF16.embed(&BF16.weight(&table).unwrap(), &ids, 25.25);
+        compare(&name, &cuda.download(&found), &BF16.download(&expected), Element::F32, 2.0);
+    }
+}
+
+#[test]
+fn gates_agree_with_the_reference() {
+    let Some(cuda) = device() else { return };
+    for (rows, n) in shapes() {
+        let name = format!("geglu [{rows}, {n}]");
+        let (gate, up) = (values(&name, rows * n, 4.0), values(&format!("{name} up"), rows * n, 1.0));
+        let found = cuda.geglu(&cuda.upload(rows, n, &gate), &cuda.upload(rows, n, &up));
+        assert_eq!(found.element(), Element::Bf16);
+        let expected = BF16.geglu(&BF16.upload(rows, n, &gate), &BF16.upload(rows, n, &up));
+        compare(&name, &cuda.download(&found), &BF16.download(&expected), Element::Bf16, 40.0);
+    }
+}
+
+#[test]
+fn rotated_heads_agree_with_the_reference() {
+    let Some(cuda) = device() else { return };
+    let head_dims = [2, 6, 8, 12, 16, 20, 32, 64, 72, 128, 256];
+    let all = head_dims
+        .into_iter()
+        .flat_map(|head_dim| [(1, 1), (3, 1), (5, 3), (7, 4)].map(|(rows, heads)| (rows, heads, head_dim)));
+    for (rows, heads, head_dim) in all {
+        let name = format!("qk_norm_rope rows={rows} heads={heads} head_dim={head_dim}");
+        let x = values(&name, rows * heads * head_dim, 4.0);
+        let angles = values(&format!("{name} angles"), rows * head_dim, 1.0);
+        let rope: Vec<f32> = angles
+            .chunks(head_dim)
+            .flat_map(|row| {
+                let (one, two) = row.split_at(head_dim / 2);
+                one.iter().map(|angle| angle.cos()).chain(two.iter().map(|angle| angle.sin())).collect::<Vec<_>>()
+            })
+            .collect();
+        let w = weight("qk", "w", Dtype::Bf16, &[head_dim], 1.0);
+        let found = cuda.qk_norm_rope(
+            &cuda.upload(rows, heads * head_dim, &x),
+            &cuda.weight(&w).unwrap(),
+            EPS,
+            &cuda.upload(rows, head_dim, &rope),
+            head_dim,
+        );
+        assert_eq!(found.element(), Element::Bf16);
+        let expected = BF16.qk_norm_rope(
+            &BF16.upload(rows, heads * head_dim, &x),
+            &BF16.weight(&w).unwrap(),
+            EPS,
+            &BF16.upload(rows, head_dim, &rope),
+            head_dim,
+        );
+        let roundings = 12.0 + (head_dim as f64).sqrt();
+        compare(&name, &cuda.download(&found), &BF16.download(&expected), Element::Bf16, roundings);
+    }
+}
