@@ -4,6 +4,8 @@
 use unflip::cuda::device::{Cuda, Options};
 use unflip::cuda::{Element, Error};
 use unflip::ops::Backend;
+use unflip::ops::attention::cases::{Queries, TreeShape, plan};
+use unflip::ops::attention::{Attention, AttentionShape};
 use unflip::ops::case::{Values, weight};
 use unflip::ops::embed::Embed;
 use unflip::ops::geglu::Geglu;
@@ -151,5 +153,82 @@ fn rotated_heads_agree_with_the_reference() {
         );
         let roundings = 12.0 + (head_dim as f64).sqrt();
         compare(&name, &cuda.download(&found), &BF16.download(&expected), Element::Bf16, roundings);
+    }
+}
+
+/// Head layouts, and trees: one row, prefix alone, five suffixes, several groups, images, longer than a block of keys or a tile of rows.
+fn attentions() -> Vec<(AttentionShape, Vec<TreeShape>, Option<usize>, Queries)> {
+    let tree = |prefix: usize, suffixes: &[usize], image: Option<std::ops::Range<usize>>| TreeShape {
+        prefix,
+        suffixes: suffixes.to_vec(),
+        image,
+    };
+    let trees = [
+        vec![tree(0, &[1], None)],
+        vec![tree(45, &[], None)],
+        vec![tree(40, &[5, 1, 9, 17, 6], None)],
+        vec![tree(19, &[4, 7], None), tree(0, &[33], None), tree(33, &[1, 2, 16], None)],
+        vec![tree(30, &[6, 9], Some(4..20)), tree(3, &[12, 14], Some(5..11))],
+    ];
+    let mut all = Vec::new();
+    for (heads, kv_heads, head_dim) in
+        [(1, 1, 16), (2, 1, 12), (4, 2, 8), (3, 1, 20), (6, 3, 64), (4, 1, 256), (8, 1, 32)]
+    {
+        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() };
+        for trees in &trees {
+            all.push((shape, trees.clone(), None, Queries::All));
+            all.push((shape, trees.clone(), Some(7), Queries::All));
+        }
+        all.push((shape, trees[2].clone(), None, Queries::Answers));
+        all.push((shape, trees[3].clone(), Some(1), Queries::Answers));
+    }
+    all
+}
+
+#[test]
+fn attention_agrees_with_the_reference() {
+    let Some(cuda) = device() else { return };
+    for (shape, trees, window, queries) in attentions() {
+        let name = format!("{shape:?} {trees:?} window={window:?} {queries:?}");
+        let plan = plan(&trees, window, queries);
+        let (rows, columns) = (plan.spans.len(), shape.heads * shape.head_dim);
+        if rows == 0 {
+            continue;
+        }
+        // Rounded to bf16 on both sides before anything is computed.
+        let round =
+            |values: Vec<f32>| -> Vec<f32> { values.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect() };
+        let keys = plan.key_rows * shape.kv_heads * shape.head_dim;
+        let q = round(values(&format!("{name} q"), rows * columns, 1.0));
+        let (k, v) = (round(values(&format!("{name} k"), keys, 1.0)), round(values(&format!("{name} v"), keys, 1.0)));
+        let width = shape.kv_heads * shape.head_dim;
+        let found = cuda.attention(
+            &shape,
+            &plan,
+            &cuda.upload(rows, columns, &q),
+            &cuda.upload(plan.key_rows, width, &k),
+            &cuda.upload(plan.key_rows, width, &v),
+        );
+        let expected = BF16.attention(
+            &shape,
+            &plan,
+            &BF16.upload(rows, columns, &q),
+            &BF16.upload(plan.key_rows, width, &k),
+            &BF16.upload(plan.key_rows, width, &v),
+        );
+        let (found_o, expected_o) = (cuda.download(&found.o), BF16.download(&expected.o));
+        // p is rounded to bf16 against another maximum at another time: a unit of its last place, 2⁻⁸, of the largest value, and that of o.
+        let largest = expected_o.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
+        for (index, (found, expected)) in found_o.iter().zip(&expected_o).enumerate() {
+            let allowed = 2.0_f64.powi(-8) * largest + 2.0_f64.powi(-7) * expected.abs();
+            assert!((found - expected).abs() <= allowed, "{name}: o[{index}] is {found}, expected {expected}");
+        }
+        let (found, expected) = (cuda.download(&found.softmax), BF16.download(&expected.softmax));
+        for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            assert!(
+                (found - expected).abs() <= 1e-4 * (1.0 + expected.abs()),
+                "{name}: softmax[{index}] {found} for {expected}"
+            );
+        }
     }
 }

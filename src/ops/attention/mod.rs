@@ -10,6 +10,7 @@
 pub mod cases;
 mod cpu;
 mod cpu_backward;
+mod cuda;
 mod reference;
 
 use super::cost::F32;
