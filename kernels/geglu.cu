@@ -10,11 +10,7 @@
 // Launch: grid (ceil(fours / blockDim.x)).
 
 #include "elements.cuh"
-
-__device__ __forceinline__ float gated(float gate, float up) {
-    float inner = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
-    return 0.5f * gate * (1.0f + tanhf(inner)) * up;
-}
+#include "gelu.cuh"
 
 extern "C" __global__ void geglu(bf16* y, const float* gate, const float* up, unsigned fours) {
     unsigned at = blockIdx.x * blockDim.x + threadIdx.x;

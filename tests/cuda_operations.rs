@@ -1,21 +1,24 @@
 //! Kernels that are bound by memory on the CUDA device, against the f64 reference at bf16: shapes ragged and whole, one row and many, widths
 //! of every model, 40 and more for each. Skipped where there is no GPU or NVRTC; `tools/with_virtual_gpu` gives both.
 
+#[path = "support/cases.rs"]
+mod cases;
+
+use cases::{BF16, F64, forward_results, largest, upload};
 use unflip::cuda::device::{Cuda, Options};
-use unflip::cuda::{Element, Error};
+use unflip::cuda::{Buf, Element, Error};
 use unflip::ops::Backend;
 use unflip::ops::attention::cases::{Queries, TreeShape, plan};
 use unflip::ops::attention::{Attention, AttentionShape};
-use unflip::ops::case::{Values, weight};
+use unflip::ops::case::{Case, Values, weight};
 use unflip::ops::embed::Embed;
 use unflip::ops::geglu::Geglu;
 use unflip::ops::norm::Norm;
 use unflip::ops::qk_norm_rope::QkNormRope;
-use unflip::ops::reference::{Precision, Reference};
+use unflip::ops::{answer_head, gated_linear, lora_linear, vocabulary};
 use unflip::weights::Dtype;
 
 const EPS: f32 = 1e-6;
-const BF16: Reference = Reference::new(Precision::Bf16);
 
 /// A device whose buffers are allocations of their own, so that a step beyond one is found.
 fn device() -> Option<Cuda> {
@@ -231,4 +234,68 @@ fn attention_agrees_with_the_reference() {
             );
         }
     }
+}
+
+/// Cases of the registries against the reference in bf16, by the rule of the CPU's bf16 units: at most `share` of the values beyond an f32
+/// device's bound, none further from the exact value than twice the reference's worst, or a unit in the last place of the largest. What is
+/// kept in bf16 here the reference rounds where it is used.
+fn check<C: Case>(cases: &[C], share: f64) {
+    let Some(cuda) = device() else { return };
+    assert!(cases.len() >= 40, "{} shapes", cases.len());
+    let (mut values, mut beyond) = (0, 0);
+    for case in cases {
+        let (rounded, exact) = (forward_results(&BF16, case), forward_results(&F64, case));
+        let found = case.forward(&cuda, &upload(&cuda, &case.inputs()));
+        assert_eq!(found.len(), rounded.len(), "{}", case.name());
+        for ((found, rounded), exact) in found.iter().zip(&rounded).zip(&exact) {
+            let kept = |value: f64| match found.buf.element() {
+                Element::Bf16 => half::bf16::from_f64(value).to_f64(),
+                Element::F32 => value,
+            };
+            let values_found = cuda.download(&found.buf);
+            assert_eq!(values_found.len(), exact.values.len(), "{}: {}", case.name(), found.name);
+            let scale = largest(&exact.values).max(case.cancelling());
+            let pairs = || rounded.values.iter().map(|&value| kept(value)).zip(&exact.values);
+            let worst = pairs().fold(0.0_f64, |worst, (a, b)| worst.max((a - b).abs()));
+            let allowed = 2.0 * worst + scale / 256.0;
+            for (i, (value, (rounded, exact))) in values_found.iter().zip(pairs()).enumerate() {
+                let place = || format!("{}: {}[{i}]", case.name(), found.name);
+                assert!((value - exact).abs() <= allowed, "{}: {value} for {exact} ± {allowed:e}", place());
+                values += 1;
+                beyond += usize::from((value - rounded).abs() > case.bound() * scale);
+            }
+            padding_is_zero(&cuda, &found.buf, &case.name());
+        }
+    }
+    println!("{beyond} of {values} beyond the f32 bound");
+    assert!(beyond as f64 <= share * values as f64, "{beyond} of {values} values are off");
+}
+
+/// Consumers read it.
+fn padding_is_zero(cuda: &Cuda, buf: &Buf, name: &str) {
+    for row in cuda.padded(buf).chunks_exact(buf.stride().max(1)) {
+        assert!(row[buf.cols()..].iter().all(|&value| value == 0.0), "{name}: padding");
+    }
+}
+
+#[test]
+fn products_agree_with_the_reference() {
+    let cases = lora_linear::cases::cases().into_iter().chain(lora_linear::cases::tiled());
+    // Dropout belongs to training.
+    check(&cases.filter(|case| !case.drops()).collect::<Vec<_>>(), 0.002);
+}
+
+#[test]
+fn gated_products_agree_with_the_reference() {
+    check(&gated_linear::cases::cases().into_iter().chain(gated_linear::cases::tiled()).collect::<Vec<_>>(), 0.002);
+}
+
+#[test]
+fn answer_logits_agree_with_the_reference() {
+    check(&answer_head::cases::cases().into_iter().chain(answer_head::cases::tiled()).collect::<Vec<_>>(), 0.0);
+}
+
+#[test]
+fn statistics_of_the_vocabulary_agree_with_the_reference() {
+    check(&vocabulary::cases::cases().into_iter().chain(vocabulary::cases::tiled()).collect::<Vec<_>>(), 0.0);
 }

@@ -115,11 +115,8 @@ impl DeviceArgs {
             DeviceName::Cpu => compute(self.cpu()?, |device| work.run(device)),
             DeviceName::Cuda => {
                 let device = self.cuda()?;
-                Err(Error::Unavailable {
-                    message: format!("--device cuda is not available: kernels for {} are not complete", device.name()),
-                    hint: "use --device cpu".into(),
-                }
-                .into())
+                // What fails on the GPU unwinds from within an operation, which has no error to return.
+                crate::cuda::caught(|| compute(device, |device| work.run(device))).map_err(Error::from)?
             }
         }
     }

@@ -19,7 +19,7 @@ mod nvrtc;
 pub mod probe;
 pub mod weight;
 
-pub use buffer::{Buf, Element};
+pub use buffer::{Buf, Element, stride};
 pub use device::Cuda;
 pub use error::{Error, caught};
 pub use launch::{Arg, Kernel, Struct};

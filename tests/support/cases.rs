@@ -3,9 +3,9 @@
 
 use std::sync::LazyLock;
 use unflip::cpu::{Cpu, Isa, Unit};
-use unflip::ops::case::{Case, Input, Values};
+use unflip::ops::case::{Case, Input, Output, Values};
 use unflip::ops::reference::{Precision, Reference};
-use unflip::ops::{Backend, TrainDevice};
+use unflip::ops::{Backend, Device, TrainDevice};
 
 pub const F64: Reference = Reference::new(Precision::F32);
 pub const BF16: Reference = Reference::new(Precision::Bf16);
@@ -68,6 +68,14 @@ pub fn d_outputs<D: TrainDevice, C: Case>(device: &D, case: &C, inputs: &[D::Buf
             device.upload(rows, cols, &values)
         })
         .collect()
+}
+
+/// What a case computes forward.
+pub fn forward_results<D: Device, C: Case>(device: &D, case: &C) -> Vec<Values64> {
+    let outputs = case.forward(device, &upload(device, &case.inputs()));
+    let values =
+        |output: &Output<D::Buf>| Values64 { name: output.name.into(), values: device.download(&output.buf) };
+    outputs.iter().map(values).collect()
 }
 
 /// Everything that a case computes, forward and backward.

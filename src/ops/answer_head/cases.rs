@@ -31,6 +31,22 @@ pub fn cases() -> Vec<AnswerHeadCase> {
     .collect()
 }
 
+/// Cases of back ends that work in tiles: rows around 8, 16, 32 and 64, columns around a block's, and a head stored in f32.
+pub fn tiled() -> Vec<AnswerHeadCase> {
+    let mut all = Vec::new();
+    for rows in [1, 7, 8, 9, 16, 17, 31, 33, 64, 65] {
+        for (hidden, vocabulary) in [(1, 2), (40, 127), (65, 128), (96, 300)] {
+            all.push(case(rows, hidden, vocabulary, None));
+            all.push(case(rows, hidden, vocabulary, Some(vec![1, 0, vocabulary as u32 - 1])));
+        }
+    }
+    for rows in [3, 20] {
+        all.push(stored(Dtype::F32, rows, 70, 130, None));
+        all.push(stored(Dtype::F32, rows, 70, 130, Some(vec![129, 7])));
+    }
+    all
+}
+
 /// Answer rows against `vocab` rows of a head: a quarter of Gemma's vocabulary, which no cache holds.
 pub fn benchmarks() -> Vec<Benchmark<AnswerHeadCase>> {
     vec![Benchmark {
@@ -43,10 +59,14 @@ pub fn benchmarks() -> Vec<Benchmark<AnswerHeadCase>> {
 }
 
 fn case(rows: usize, hidden: usize, vocabulary: usize, ids: Option<Vec<u32>>) -> AnswerHeadCase {
+    stored(Dtype::Bf16, rows, hidden, vocabulary, ids)
+}
+
+fn stored(dtype: Dtype, rows: usize, hidden: usize, vocabulary: usize, ids: Option<Vec<u32>>) -> AnswerHeadCase {
     AnswerHeadCase {
         rows,
         w: weight("answer_head", "w", Dtype::Bf16, &[hidden], 1.0),
-        head: weight("answer_head", "head", Dtype::Bf16, &[vocabulary, hidden], fan_in(hidden)),
+        head: weight("answer_head", "head", dtype, &[vocabulary, hidden], fan_in(hidden)),
         ids,
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod cases;
 mod cpu;
+pub(in crate::ops) mod cuda;
 mod reference;
 
 use super::cost::F32;

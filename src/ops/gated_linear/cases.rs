@@ -33,6 +33,34 @@ pub fn cases() -> Vec<GatedLinearCase> {
     ]
 }
 
+/// Cases of back ends that work in tiles, as evaluation runs them.
+pub fn tiled() -> Vec<GatedLinearCase> {
+    let mut all = Vec::new();
+    for (rows, inputs, n) in [
+        (1, 64, 64),
+        (2, 1, 1),
+        (15, 63, 65),
+        (16, 65, 63),
+        (17, 128, 127),
+        (31, 40, 129),
+        (33, 200, 20),
+        (63, 72, 192),
+        (64, 320, 66),
+        (65, 12, 250),
+        (127, 130, 128),
+        (129, 64, 10),
+    ] {
+        for ranks in [[None, None], [Some(16), Some(16)], [Some(3), None]] {
+            all.push(case(rows, inputs, n, ranks, Dtype::Bf16, false));
+        }
+    }
+    for ranks in [[None, Some(64)], [Some(65), Some(1)], [Some(17), Some(128)], [Some(32), Some(33)]] {
+        all.push(case(20, 70, 50, ranks, Dtype::Bf16, false));
+    }
+    all.push(case(1300, 64, 2050, [Some(16), Some(16)], Dtype::Bf16, false));
+    all
+}
+
 /// The MLP's first half, as training and as evaluation run it.
 pub fn benchmarks() -> Vec<Benchmark<GatedLinearCase>> {
     vec![Benchmark {

@@ -7,6 +7,7 @@
 
 pub mod cases;
 mod cpu;
+mod cuda;
 
 use super::Cost;
 use super::cost::F32;

@@ -58,6 +58,41 @@ pub fn cases() -> Vec<LoraLinearCase> {
     ]
 }
 
+/// Cases of back ends that work in tiles: rows around 16, 64 and 128, outputs and inputs around 64, every rank of a step, one to three parts
+/// with and without branches, and the forward alone.
+pub fn tiled() -> Vec<LoraLinearCase> {
+    let bf16 = Dtype::Bf16;
+    let mut all = Vec::new();
+    for (rows, inputs, outputs) in [
+        (1, 64, 64),
+        (2, 1, 1),
+        (15, 63, 65),
+        (16, 65, 63),
+        (17, 128, 127),
+        (31, 40, 129),
+        (33, 200, 20),
+        (63, 72, 192),
+        (64, 320, 66),
+        (65, 12, 250),
+        (127, 130, 128),
+        (129, 64, 10),
+    ] {
+        all.push(case(rows, inputs, &[(outputs, None)], 0.0, bf16));
+        all.push(case(rows, inputs, &[(outputs, Some(16)), (outputs / 2 + 1, Some(8))], 0.0, bf16));
+    }
+    for rank in [1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128] {
+        all.push(case(20, 70, &[(50, Some(rank))], 0.0, bf16));
+    }
+    for ranks in [[None, Some(4), None], [Some(64), None, Some(1)], [Some(16); 3], [Some(70), Some(3), Some(128)]] {
+        let parts = [(96, ranks[0]), (32, ranks[1]), (33, ranks[2])];
+        all.push(case(37, 90, &parts, 0.0, bf16));
+        all.push(case(1, 90, &parts, 0.0, bf16));
+    }
+    // Enough of both for the largest tile.
+    all.push(case(1300, 64, &[(2050, Some(16))], 0.0, bf16));
+    all
+}
+
 /// The products of a layer: with their branches as training runs them, and each alone (rank 0), which other libraries can be
 /// held against. Parts of no outputs are left out.
 pub fn benchmarks() -> Vec<Benchmark<LoraLinearCase>> {

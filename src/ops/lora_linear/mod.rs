@@ -8,6 +8,7 @@
 
 pub mod cases;
 mod cpu;
+mod cuda;
 pub mod philox;
 mod reference;
 

@@ -30,6 +30,20 @@ pub fn cases() -> Vec<VocabularyCase> {
     ]
 }
 
+/// Cases of back ends that work in tiles: rows around 8, 16, 32 and 64, and more than a block holds; a vocabulary around a block's columns.
+pub fn tiled() -> Vec<VocabularyCase> {
+    let mut all = Vec::new();
+    for rows in [1, 7, 8, 9, 16, 17, 31, 33, 64, 65] {
+        let chain: Vec<(u32, u32)> = (1..rows as u32).flat_map(|row| [(row - 1, row), (row, row - 1)]).collect();
+        for (hidden, vocab) in [(1, 2), (40, 127), (65, 128), (96, 300)] {
+            all.push(case(rows, hidden, vocab, &[1, 0], if vocab == 300 { &chain } else { &[] }));
+        }
+    }
+    // A pair whose rows are far apart.
+    all.push(case(130, 24, 129, &[5], &[(0, 129), (129, 0), (64, 3)]));
+    all
+}
+
 /// Answer rows against a quarter of Gemma's vocabulary, which no cache holds: cross-entropy, and with every pair of a group.
 pub fn benchmarks() -> Vec<Benchmark<VocabularyCase>> {
     vec![Benchmark {

@@ -12,6 +12,8 @@ pub(super) struct Cta<'a> {
     pub shared: &'a mut SharedMemory,
     pub global: CtaGlobal<'a>,
     pub counters: Counters,
+    /// The kernel's parameters, as a computed address finds them.
+    pub parameters: &'a [u8],
 }
 
 /// A finding, with its place in the CTA.

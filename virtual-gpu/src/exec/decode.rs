@@ -117,6 +117,9 @@ impl<'a> Decoder<'a> {
             };
             decoder.homes.insert(&item.name, home);
         }
+        for parameter in &body.parameters {
+            decoder.homes.insert(&parameter.name, Start::Value(parameter.offset as u64));
+        }
         decoder.dynamic = decoder.shared.next_multiple_of(dynamic_align);
         Ok(decoder)
     }
@@ -588,24 +591,26 @@ impl<'a> Decoder<'a> {
         if parts.len() != count {
             return Err(Error::new(line, format!("expected {count} registers, found {}", parts.len())));
         }
-        if space == Space::Param {
-            let Operand::Address(Some(name), offset) = &operands[1] else {
-                return Err(Error::new(line, "expected a parameter in brackets"));
-            };
-            let parameter = self.body.parameters.iter().find(|parameter| parameter.name == *name);
-            let parameter = parameter.ok_or_else(|| Error::new(line, format!("no parameter `{name}`")))?;
+        let named = match &operands[1] {
+            Operand::Address(Some(name), offset) if space == Space::Param => {
+                self.body.parameters.iter().find(|parameter| parameter.name == *name).map(|found| (found, name, offset))
+            }
+            _ => None,
+        };
+        if let Some((parameter, name, offset)) = named {
             let inside = usize::try_from(*offset).ok().filter(|at| at + usize::from(bytes) * count <= parameter.size);
             let inside = inside.ok_or_else(|| Error::new(line, format!("{offset} lies outside `{name}`")))?;
-            if count != 1 || extend == Extend::Sign && bytes < 4 {
-                return Err(Error::new(line, "a parameter is loaded one word at a time"));
+            if extend == Extend::Sign && bytes < 4 {
+                return Err(Error::new(line, "a short parameter is loaded without its sign"));
             }
-            let start = Start::Parameter { offset: (parameter.offset + inside) as u32, bytes };
-            let into = self.target_slot(&parts[0], line)?;
-            let of = self.constant(into.wide, start, line)?;
-            return Ok(Some(match into.wide {
-                true => Op::Unary64(|a| *a, into.reg, of),
-                false => Op::Unary32(|a| *a, into.reg, of),
-            }));
+            let mut words = Vec::with_capacity(count);
+            for (index, part) in parts.iter().enumerate() {
+                let offset = parameter.offset + inside + index * usize::from(bytes);
+                let into = self.target_slot(part, line)?;
+                let of = self.constant(into.wide, Start::Parameter { offset: offset as u32, bytes }, line)?;
+                words.push((into, of));
+            }
+            return Ok(Some(Op::Parameters(words)));
         }
         let into = parts.iter().map(|part| self.target_slot(part, line)).collect::<Result<_, _>>()?;
         Ok(Some(Op::Load { space, bytes, extend, into, from: self.place(&operands[1], line)? }))
@@ -653,6 +658,9 @@ impl<'a> Decoder<'a> {
     fn moved(&mut self, kind: &str, operands: &[Operand], line: u32) -> Result<Option<Op>, Error> {
         if kind == "pred" {
             let Operand::Name(name) = &operands[0] else { return Ok(None) };
+            if let Operand::Integer(value) = &operands[1] {
+                return Ok(Some(Op::Known(self.predicate(name, line)?, *value != 0)));
+            }
             let of = self.test(&operands[1], line)?;
             return Ok(Some(Op::Predicate(Logic::And, self.predicate(name, line)?, [of, of])));
         }

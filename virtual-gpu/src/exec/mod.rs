@@ -78,7 +78,12 @@ pub fn launch(memory: &GlobalMemory, launch: &Launch<'_>) -> Result<Counters, Fa
             let [x, y, _] = launch.grid;
             let block = [flat % x, flat / x % y, flat / (x * y)];
             shared.reset(shared_bytes);
-            let mut cta = Cta { shared: &mut shared, global: global.cta(flat), counters: Counters::default() };
+            let mut cta = Cta {
+                shared: &mut shared,
+                global: global.cta(flat),
+                counters: Counters::default(),
+                parameters: launch.parameters,
+            };
             let order = launch.order_seed.map(|seed| Order::new(seed ^ u64::from(flat) << 32));
             let ended = cta::run(&launch, program, block, &mut cta, order);
             counters += cta.counters;

@@ -185,6 +185,8 @@ pub(crate) enum Op {
     Select32(Reg, [Reg; 2], Test),
     Select64(Reg, [Reg; 2], Test),
     Predicate(Logic, Reg, [Test; 2]),
+    /// A predicate that is known.
+    Known(Reg, bool),
     /// Words of equal width, the low one first, to a wider register.
     Pack {
         into: Slot,
@@ -194,6 +196,8 @@ pub(crate) enum Op {
         of: Slot,
         parts: Vec<Option<Reg>>,
     },
+    /// Words of the parameters, each to its register.
+    Parameters(Vec<(Slot, Reg)>),
     Load {
         space: Space,
         bytes: u8,

@@ -348,6 +348,7 @@ impl Warp {
                 };
                 self.set64(into, &value, mask);
             }
+            Op::Known(into, value) => self.set_predicate(into, if value { u32::MAX } else { 0 }, mask),
             Op::Predicate(logic, into, [a, b]) => {
                 let value = logic.of(self.truth(a, mask)?, self.truth(b, mask)?);
                 self.set_predicate(into, value, mask);
@@ -371,6 +372,17 @@ impl Warp {
                     if let Some(part) = *part {
                         let low = value.map(|v| (v >> (bits * index as u32) & (u64::MAX >> (64 - bits))) as u32);
                         self.set32(part, &low, mask);
+                    }
+                }
+            }
+            Op::Parameters(ref words) => {
+                for &(into, of) in words {
+                    if into.wide {
+                        let value = *self.a64(of, mask)?;
+                        self.set64(into.reg, &value, mask);
+                    } else {
+                        let value = *self.a32(of, mask)?;
+                        self.set32(into.reg, &value, mask);
                     }
                 }
             }
@@ -590,6 +602,17 @@ impl Warp {
             Space::Local => {
                 cta.counters.local_accesses += 1;
                 self.local(&access, |memory, data| data.copy_from_slice(memory), &mut data)?;
+            }
+            Space::Param => {
+                for lane in (0..LANES).filter(|lane| mask >> lane & 1 == 1) {
+                    let bytes = usize::try_from(addresses[lane])
+                        .ok()
+                        .and_then(|at| cta.parameters.get(at..)?.get(..width as usize));
+                    let missing = || {
+                        (lane as u32, FaultKind::Illegal(format!("{} lies outside the parameters", addresses[lane])))
+                    };
+                    data[lane][..width as usize].copy_from_slice(bytes.ok_or_else(missing)?);
+                }
             }
             _ => {
                 cta.counters.global_loads += 1;
