@@ -74,6 +74,36 @@ fn fma_vectors(a: &V32, b: &V32, c: &V32) -> V32 {
     map3(a, b, c, |a, b, c| f(a).mul_add(f(b), f(c)).to_bits())
 }
 
+/// Where a sum is rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Toward {
+    Down,
+    Up,
+    Zero,
+}
+
+/// a·b + c rounded in one direction.
+pub(super) fn fma_toward(a: f32, b: f32, c: f32, toward: Toward) -> f32 {
+    let near = a.mul_add(b, c);
+    if near.is_nan() || !(a.is_finite() && b.is_finite() && c.is_finite()) {
+        return near;
+    }
+    // The product is exact in f64; of the sum the lost part is.
+    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let sum = product + c;
+    let of_c = sum - product;
+    let lost = (product - (sum - of_c)) + (c - of_c);
+    // How far the nearest value is above the exact one.
+    let above = (f64::from(near) - sum) - lost;
+    match toward {
+        Toward::Down if above > 0.0 => near.next_down(),
+        Toward::Up if above < 0.0 => near.next_up(),
+        Toward::Zero if above > 0.0 && near > 0.0 => near.next_down(),
+        Toward::Zero if above < 0.0 && near < 0.0 => near.next_up(),
+        _ => near,
+    }
+}
+
 /// The bf16 nearest to an exact sum: what f64 cannot hold decides no tie.
 pub(super) fn bf16_of(x: f64) -> u32 {
     let mut near = x as f32;
@@ -244,5 +274,27 @@ mod tests {
                 assert!((f64::from(f(found[lane])) - expected).abs() < 1e-4, "[{i}, {j}]");
             }
         }
+    }
+
+    #[test]
+    fn sums_are_rounded_to_the_side_asked_for() {
+        // 1 + 2⁻³⁰ and 1 − 2⁻³⁰ lie between neighbours of 1.
+        let small = 2.0_f32.powi(-15);
+        let up = 1.0_f32.next_up();
+        let down = 1.0_f32.next_down();
+        for (a, toward, expected) in [
+            (small, Toward::Down, 1.0),
+            (small, Toward::Up, up),
+            (small, Toward::Zero, 1.0),
+            (-small, Toward::Down, down),
+            (-small, Toward::Up, 1.0),
+            (-small, Toward::Zero, down),
+        ] {
+            assert_eq!(fma_toward(a, small, 1.0, toward), expected, "{a} {toward:?}");
+        }
+        assert_eq!(fma_toward(-small, small, -1.0, Toward::Zero), -1.0);
+        assert_eq!(fma_toward(3.0, 5.0, 1.0, Toward::Up), 16.0, "an exact sum stays");
+        assert!(fma_toward(f32::MAX, 2.0, 0.0, Toward::Up).is_infinite());
+        assert_eq!(fma_toward(f32::MAX, 2.0, 0.0, Toward::Down), f32::MAX);
     }
 }

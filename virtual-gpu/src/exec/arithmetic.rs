@@ -180,6 +180,15 @@ pub(super) fn ternary32(words: &[&str]) -> Option<Ternary32> {
             small(&fma(&small(a), &small(b), &small(c)))
         }),
         ["fma", "rn", "f32"] => Some(fma),
+        ["fma", "rm", "f32"] => {
+            Some(|a, b, c| map3(a, b, c, |a, b, c| fma_toward(f(a), f(b), f(c), Toward::Down).to_bits()))
+        }
+        ["fma", "rp", "f32"] => {
+            Some(|a, b, c| map3(a, b, c, |a, b, c| fma_toward(f(a), f(b), f(c), Toward::Up).to_bits()))
+        }
+        ["fma", "rz", "f32"] => {
+            Some(|a, b, c| map3(a, b, c, |a, b, c| fma_toward(f(a), f(b), f(c), Toward::Zero).to_bits()))
+        }
         ["fma", "rn", "bf16x2"] => Some(|a, b, c| {
             map3(a, b, c, |a, b, c| halves(&[a, b, c], |v| f64::from(v[0]) * f64::from(v[1]) + f64::from(v[2])))
         }),
