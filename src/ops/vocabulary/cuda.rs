@@ -2,7 +2,7 @@
 //! stripe of the vocabulary gives is added here, stripes in order, in f64.
 
 use super::{Head, Question, Statistics, Vocabulary};
-use crate::cuda::{Buf, Cuda, Element};
+use crate::cuda::{Buf, Cuda};
 use crate::ops::Backend;
 use crate::ops::answer_head::cuda::{COLS, THREADS, constants, tile};
 use crate::ops::answer_head::{AnswerHead, HeadColumns};
@@ -90,7 +90,8 @@ impl Vocabulary for Cuda {
         let stored = head.embedding.stored(self);
         let (vocab, slices) = (head.embedding.rows(), Slices::new(h.rows(), pairs));
         let (rows, stripes) = (slices.row_of.len(), vocab.div_ceil(COLS));
-        let values = |width: usize| self.buffer(1, stripes * width, Element::F32);
+        // Zeros, for the padding of one long row.
+        let values = |width: usize| self.zeros(1, stripes * width);
         let (largest, sum, cross) = (values(rows), values(rows), values(pairs.len()));
         let centre: Vec<u32> =
             slices.row_of.iter().map(|&row| (logits[row as usize * ids.len()] as f32).to_bits()).collect();
