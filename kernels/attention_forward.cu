@@ -1,6 +1,6 @@
 // attention_forward: o = softmax(scale·q·kᵀ)·v over the keys that the token tree shows, with the statistics of the softmax.
 //
-//   z = scale·q·kᵀ on visible pairs, p = exp(z − largest), o = (Σ p·v) / Σ p;  softmax = (largest, Σ exp(z − largest))
+//   z = scale·q·kᵀ on visible pairs, p = exp(z − largest) / Σ exp(z − largest), o = Σ p·v;  softmax = (largest, Σ exp(z − largest))
 //
 // Shapes: q, o [queries, HEADS·HEAD_DIM] bf16; k, v [key_rows, KV_HEADS·HEAD_DIM] bf16; softmax [queries, HEADS·2] f32. A row
 // takes its length rounded up to 64 elements; what this kernel writes it writes with the padding, as zeros.
@@ -12,10 +12,15 @@
 // Visibility. `spans` has the two key intervals of every query (window and images folded in). `tiles` and `key_blocks` are
 // made by the host: the list of a tile names the blocks of 32 keys that at least one of its rows sees, anchored at the start
 // of the prefix and of each suffix, in that order; what no row sees is never loaded. Inside a block the visible keys of a row are the
-// bits of one word. A block that a row does not see leaves its sums bit for bit as they were (p = 0, factor 1), therefore a
+// bits of one word. A block that a row does not see leaves its sums bit for bit as they were (p = 0), therefore a
 // row's bits depend on its own prefix and suffix alone, not on its neighbours in the tile or the batch.
 //
-// Rounding: scores, largest, sum in f32; p rounded to bf16 before the product with v; accumulation f32; o rounded once.
+// Two passes over the tile's blocks: the first, over K alone, gives a row's largest score and sum, online; the second gives p as it is rounded, normalised,
+// and o. A probability that is rounded before it is known what it is divided by rounds elsewhere than in every other implementation: in a layer
+// of a small model that costs three times the tolerance of 2e-3. Against one pass it costs the product q·kᵀ again, 3 tensor instructions for
+// 2, and K from L2; it saves the rescaling of o.
+//
+// Rounding: scores, largest, sum in f32; p = exp(z − log Σ exp z) rounded to bf16 before the product with v; accumulation f32; o rounded once.
 //
 // Bound by shared memory: a fragment of K or V is used for 16 rows, 4 cycles of ldmatrix for 2 tensor instructions, which
 // is the tensor rate of an A100. Q stays in registers (with O: 192 of 255 at head_dim 256), else it would be 5 for 4.
@@ -82,8 +87,8 @@ __device__ __forceinline__ float exp2_approximate(float x) {
     return y;
 }
 
-// Begins the copy of a key block's K and V rows; what it lacks of KEYS rows becomes zeros.
-__device__ __forceinline__ void copy_keys(unsigned stage, const bf16* k, const bf16* v, KeyBlock block) {
+// Begins the copy of a key block's K rows, and with `values` of its V rows; what it lacks of KEYS rows becomes zeros.
+__device__ __forceinline__ void copy_keys(unsigned stage, const bf16* k, const bf16* v, KeyBlock block, bool values) {
     const size_t first = (size_t)block.start * (KV_STRIDE * 2);
     if (THREADS % CHUNKS == 0) {
         // A thread keeps its chunk; from one round to the next all addresses grow by constants.
@@ -96,14 +101,14 @@ __device__ __forceinline__ void copy_keys(unsigned stage, const bf16* k, const b
             if (KEYS % (THREADS / CHUNKS) != 0 && row + round >= KEYS) break;
             const bool valid = row + round < block.rows;
             copy_chunk(to + round * ROW_BYTES, k_from + round * (KV_STRIDE * 2), valid);
-            copy_chunk(to + KEY_BYTES + round * ROW_BYTES, v_from + round * (KV_STRIDE * 2), valid);
+            if (values) copy_chunk(to + KEY_BYTES + round * ROW_BYTES, v_from + round * (KV_STRIDE * 2), valid);
         }
     } else {
         for (int at = threadIdx.x; at < KEYS * CHUNKS; at += THREADS) {
             const int row = at / CHUNKS, chunk = at % CHUNKS * CHUNK;
             const size_t from = first + (row * (KV_STRIDE * 2) + chunk);
             copy_chunk(stage + row * ROW_BYTES + chunk, (const char*)k + from, row < block.rows);
-            copy_chunk(stage + KEY_BYTES + row * ROW_BYTES + chunk, (const char*)v + from, row < block.rows);
+            if (values) copy_chunk(stage + KEY_BYTES + row * ROW_BYTES + chunk, (const char*)v + from, row < block.rows);
         }
     }
 }
@@ -159,11 +164,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
         copy_chunk(q_stage + of_tile * ROW_BYTES + chunk * CHUNK, (const char*)(q + from) + chunk * CHUNK, of_tile < rows);
     }
     commit();
-#pragma unroll
-    for (int ahead = 0; ahead < STAGES - 1; ahead++) {
-        if (ahead < tile.blocks) copy_keys(stages + ahead * STAGE_BYTES, k, v, key_blocks[ahead]);
+    // Turns of both passes: K of every block, then K and V of every block.
+    const int turns = 2 * tile.blocks;
+    auto block_of = [&](int turn) { return key_blocks[turn < tile.blocks ? turn : turn - tile.blocks]; };
+    auto copy = [&](int turn, unsigned stage) {
+        if (turn < turns) copy_keys(stage, k, v, block_of(turn), turn >= tile.blocks);
         commit();
-    }
+    };
+#pragma unroll
+    for (int ahead = 0; ahead < STAGES - 1; ahead++) copy(ahead, stages + ahead * STAGE_BYTES);
 
     // Of each lane: rows lane / 4 and lane / 4 + 8 of its warp, keys 2·(lane % 4) and the next of every 8.
     const int column = lane % 4 * 2;
@@ -178,7 +187,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
             interval[half] = {keys.x - column, keys.y - column};
         }
     };
-    look_at(0);
 
     wait<STAGES - 1>();
     __syncthreads();
@@ -193,73 +201,103 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
     const float minus_infinity = __int_as_float(0xff800000);
     // Of rows that have seen nothing: finite, so that the difference of two such is 0, and below every score.
     float largest[2] = {-1e30f, -1e30f};
-    // Over this lane's keys; the four lanes of a row are added at the end.
+    // Over this lane's keys; the four lanes of a row are added after the first pass.
     float sum[2] = {0.0f, 0.0f};
-    float out[DIM / 8][4];
-#pragma unroll
-    for (int tile8 = 0; tile8 < DIM / 8; tile8++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) out[tile8][i] = 0.0f;
-    }
     // Of K a lane addresses row lane % 8 (+ 8 in the upper half warp); of V row lane % 16.
     const unsigned k_lane = stages + (lane % 8 + lane / 16 * 8) * ROW_BYTES + lane / 8 % 2 * 16;
     const unsigned v_lane = stages + KEY_BYTES + lane % 16 * ROW_BYTES + lane / 16 * 16;
     unsigned read = 0, fill = (STAGES - 1) * STAGE_BYTES;
 
     KeyBlock next = key_blocks[0];
-    for (int at = 0; at < tile.blocks; at++) {
+    unsigned seen[2];
+    // Turns to a block: it has come for all threads, and all have done with the one whose stage is filled next. Says whether a row of this warp sees it.
+    auto turn_to = [&](int turn) {
         const int start = next.start, keys = next.rows - column;
-        if (at + 1 < tile.blocks) next = key_blocks[at + 1];
+        if (turn + 1 < turns) next = block_of(turn + 1);
         wait<STAGES - 2>();
-        // This block has come for all threads, and all have done with the one whose stage is filled next.
         __syncthreads();
-        if (at + STAGES - 1 < tile.blocks) copy_keys(stages + fill, k, v, STAGES == 2 ? next : key_blocks[at + STAGES - 1]);
-        commit();
-
+        copy(turn + STAGES - 1, stages + fill);
+        const int at = turn < tile.blocks ? turn : turn - tile.blocks;
+        if (at == 0) look_at(0);
         if (at == tile.prefix) look_at(1);
-        unsigned seen[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) seen[half] = visible_keys(interval[half], start, keys);
-        // No row of this warp sees the block: another warp's does.
-        if (__any_sync(0xffffffffu, seen[0] | seen[1])) {
-            float score[KEYS / 8][4];
+        return __any_sync(0xffffffffu, seen[0] | seen[1]);
+    };
+    auto turn_away = [&] {
+        read = read == (STAGES - 1) * STAGE_BYTES ? 0 : read + STAGE_BYTES;
+        fill = fill == (STAGES - 1) * STAGE_BYTES ? 0 : fill + STAGE_BYTES;
+    };
+    // q·kᵀ, and minus infinity where a row does not see the key.
+    auto scores = [&](float (&score)[KEYS / 8][4]) {
 #pragma unroll
-            for (int step = 0; step < DIM / 16; step++) {
+        for (int step = 0; step < DIM / 16; step++) {
 #pragma unroll
-                for (int key16 = 0; key16 < KEYS / 16; key16++) {
-                    unsigned b[4];
-                    load_matrices(b, k_lane + read + key16 * 16 * ROW_BYTES + step * 32);
-                    if (step == 0) {
-                        multiply_first(score[2 * key16], q_fragments[step], b[0], b[1]);
-                        multiply_first(score[2 * key16 + 1], q_fragments[step], b[2], b[3]);
-                    } else {
-                        multiply(score[2 * key16], q_fragments[step], b[0], b[1]);
-                        multiply(score[2 * key16 + 1], q_fragments[step], b[2], b[3]);
-                    }
+            for (int key16 = 0; key16 < KEYS / 16; key16++) {
+                unsigned b[4];
+                load_matrices(b, k_lane + read + key16 * 16 * ROW_BYTES + step * 32);
+                if (step == 0) {
+                    multiply_first(score[2 * key16], q_fragments[step], b[0], b[1]);
+                    multiply_first(score[2 * key16 + 1], q_fragments[step], b[2], b[3]);
+                } else {
+                    multiply(score[2 * key16], q_fragments[step], b[0], b[1]);
+                    multiply(score[2 * key16 + 1], q_fragments[step], b[2], b[3]);
                 }
             }
+        }
+#pragma unroll
+        for (int key8 = 0; key8 < KEYS / 8; key8++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float& z = score[key8][i];
+                z = seen[i / 2] & (1u << (key8 * 8 + i % 2)) ? z : minus_infinity;
+            }
+        }
+    };
 
-            float shift[2];
-            float rescale[2];
+    for (int turn = 0; turn < tile.blocks; turn++) {
+        if (turn_to(turn)) {
+            float score[KEYS / 8][4];
+            scores(score);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 float now = largest[half];
 #pragma unroll
                 for (int key8 = 0; key8 < KEYS / 8; key8++) {
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        float& z = score[key8][2 * half + i];
-                        z = seen[half] & (1u << (key8 * 8 + i)) ? z : minus_infinity;
-                        now = fmaxf(now, z);
-                    }
+                    now = fmaxf(now, fmaxf(score[key8][2 * half], score[key8][2 * half + 1]));
                 }
                 now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 1));
                 now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 2));
-                shift[half] = -now * factor;
-                rescale[half] = exp2_approximate((largest[half] - now) * factor);
+                sum[half] *= exp2_approximate((largest[half] - now) * factor);
                 largest[half] = now;
-                sum[half] *= rescale[half];
+                const float shift = -now * factor;
+#pragma unroll
+                for (int key8 = 0; key8 < KEYS / 8; key8++) {
+#pragma unroll
+                    for (int i = 0; i < 2; i++) sum[half] += exp2_approximate(fmaf(score[key8][2 * half + i], factor, shift));
+                }
             }
+        }
+        turn_away();
+    }
+    // Of p = 2^(factor·z + shift): −log2 Σ exp z.
+    float shift[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
+        sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
+        shift[half] = -fmaf(largest[half], factor, log2f(sum[half]));
+    }
+    float out[DIM / 8][4];
+#pragma unroll
+    for (int tile8 = 0; tile8 < DIM / 8; tile8++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) out[tile8][i] = 0.0f;
+    }
+    for (int turn = tile.blocks; turn < turns; turn++) {
+        if (turn_to(turn)) {
+            float score[KEYS / 8][4];
+            scores(score);
             unsigned p[KEYS / 8][2];
 #pragma unroll
             for (int key8 = 0; key8 < KEYS / 8; key8++) {
@@ -267,16 +305,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
                 for (int half = 0; half < 2; half++) {
                     const float p0 = exp2_approximate(fmaf(score[key8][2 * half], factor, shift[half]));
                     const float p1 = exp2_approximate(fmaf(score[key8][2 * half + 1], factor, shift[half]));
-                    sum[half] += p0 + p1;
                     p[key8][half] = pack(p0, p1);
-                }
-            }
-            // A factor of 1 changes nothing: skipped where no row of the warp has a new largest score.
-            if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
-#pragma unroll
-                for (int tile8 = 0; tile8 < DIM / 8; tile8++) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++) out[tile8][i] *= rescale[i / 2];
                 }
             }
 #pragma unroll
@@ -291,18 +320,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
                 }
             }
         }
-        read = read == (STAGES - 1) * STAGE_BYTES ? 0 : read + STAGE_BYTES;
-        fill = fill == (STAGES - 1) * STAGE_BYTES ? 0 : fill + STAGE_BYTES;
+        turn_away();
     }
 
     // All warps have done with K and V: their place takes o, so that rows leave in whole sectors.
     __syncthreads();
-    float inverse[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
-        sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
-        inverse[half] = 1.0f / sum[half];
         const int of_tile = row + 8 * half;
         if (of_tile < rows && lane % 4 == 0) {
             const size_t query = tile.query + of_tile / HEADS_PER_BLOCK;
@@ -316,7 +340,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             *(unsigned*)(own + (lane / 4 + 8 * half) * ROW_BYTES + tile8 * 16 + column * 2) =
-                pack(out[tile8][2 * half] * inverse[half], out[tile8][2 * half + 1] * inverse[half]);
+                pack(out[tile8][2 * half], out[tile8][2 * half + 1]);
         }
     }
     __syncwarp();

@@ -7,7 +7,7 @@ use unflip::cpu::{Cpu, Isa};
 use unflip::data::{TraceGroup, TraceInput};
 use unflip::model::{Adapter, EmbedScale, Engine};
 use unflip::objective::{Objective, Pairs};
-use unflip::ops::TrainDevice;
+use unflip::ops::{Device, TrainDevice};
 use unflip::ops::reference::{Precision, Reference};
 use unflip::train::EngineGroup;
 use unflip::weights::{AdapterFile, Checkpoint, SafetensorsFile};
@@ -50,7 +50,7 @@ impl Golden {
     }
 
     /// Goldens were computed in float32, hence with the exact embedding scale.
-    pub fn engine<D: TrainDevice>(&self, device: D, adapter: Option<&AdapterFile>) -> Engine<D> {
+    pub fn engine<D: Device>(&self, device: D, adapter: Option<&AdapterFile>) -> Engine<D> {
         let mut engine = Engine::open(device, &self.checkpoint, EmbedScale::Exact, None).expect("model loads");
         if let Some(file) = adapter {
             engine.adapter =
