@@ -415,10 +415,10 @@ fn devices_that_are_not_there() {
         if verb.starts_with("train") {
             assert_eq!(message, "error: --device cuda computes no gradients: it has the forward pass alone");
         } else {
-            // What is missing depends on the machine: all of it is named, or that kernels are.
+            // What is missing depends on the machine: all of it is named.
             let libraries = ["libcuda.so.1", "libnvrtc.so", "cuda_bf16.h"].iter().any(|what| message.contains(what));
             assert!(message.starts_with("error: --device cuda is not available: "), "{message}");
-            assert!(libraries || message.contains("kernels for"), "{message}");
+            assert!(libraries, "{message}");
         }
         let run = place.unflip(&format!("{verb} --device cuda --precision f32"));
         assert_eq!(run.code, Some(USAGE));

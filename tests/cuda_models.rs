@@ -11,10 +11,10 @@ use unflip::cuda::device::{Cuda, Options};
 use unflip::cuda::{Error, caught};
 use unflip::data::TraceInput;
 use unflip::model::{EmbedScale, Engine, Entry, ForwardRequest, OutputRows, Site, SiteKind, SitePlan, Target};
+use unflip::ops::Device;
 use unflip::ops::reference::{Precision, Reference};
-use unflip::ops::{Backend, Device};
-use unflip::train::EngineGroup;
 use unflip::trace::{TraceTensor, trace_forward};
+use unflip::train::EngineGroup;
 use unflip::weights::Checkpoint;
 
 /// Of logits and hidden states against the reference at bf16, relative to a tensor's maximum.
@@ -152,18 +152,25 @@ fn request<'a, 'm, D: Device>(
     }
 }
 
-/// Every layer of `on_cuda`, fed what the reference feeds it.
+/// One layer's residual stream for an entering one.
+fn layer<D: Device>(engine: &Engine<D>, batch: &PackedBatch, layer: usize, entering: &[f32]) -> Vec<f64> {
+    let rows = entering.len() / engine.model.config.hidden_size;
+    let entry = Entry::Hidden(engine.device.upload(rows, entering.len() / rows, entering));
+    let sites = SitePlan::default();
+    let forward =
+        engine.model.forward(&engine.device, batch, request(engine, layer..layer + 1, entry, &sites)).unwrap();
+    engine.device.download(forward.tape.value(forward.hidden))
+}
+
+/// Every layer, fed what enters it on the reference, in the f32 that both can hold.
 fn check_layers(name: &str, on_cuda: &Engine<Cuda>, on_host: &Engine<Reference>, batch: &PackedBatch) {
     let streams = streams(on_host, batch);
-    for (layer, pair) in streams.windows(2).enumerate() {
-        let entering: Vec<f32> = pair[0].data.iter().map(|&value| value as f32).collect();
-        let entry = Entry::Hidden(on_cuda.device.upload(pair[0].rows, pair[0].cols, &entering));
-        let sites = SitePlan::default();
-        let forward =
-            on_cuda.model.forward(&on_cuda.device, batch, request(on_cuda, layer..layer + 1, entry, &sites)).unwrap();
-        let found = on_cuda.device.download(forward.tape.value(forward.hidden));
-        let expected: Vec<f32> = pair[1].data.iter().map(|&value| value as f32).collect();
-        assert_close(&format!("{name} layer {layer}"), &found, &expected, LAYER);
+    for (index, entering) in streams[..streams.len() - 1].iter().enumerate() {
+        let entering: Vec<f32> = entering.data.iter().map(|&value| value as f32).collect();
+        let found = layer(on_cuda, batch, index, &entering);
+        let expected: Vec<f32> =
+            layer(on_host, batch, index, &entering).into_iter().map(|value| value as f32).collect();
+        assert_close(&format!("{name} layer {index}"), &found, &expected, LAYER);
     }
 }
 

@@ -220,12 +220,16 @@ fn attention_agrees_with_the_reference() {
             &BF16.upload(plan.key_rows, width, &v),
         );
         let (found_o, expected_o) = (cuda.download(&found.o), BF16.download(&expected.o));
-        // p is rounded to bf16 against another maximum at another time: a unit of its last place, 2⁻⁸, of the largest value, and that of o.
-        let largest = expected_o.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
+        // A probability next to the middle of two bf16 values goes either way, and moves sums of few keys by a unit of its last place, 2⁻⁸.
+        let largest = largest(&expected_o);
+        let mut ties = 0;
         for (index, (found, expected)) in found_o.iter().zip(&expected_o).enumerate() {
             let allowed = 2.0_f64.powi(-8) * largest + 2.0_f64.powi(-7) * expected.abs();
-            assert!((found - expected).abs() <= allowed, "{name}: o[{index}] is {found}, expected {expected}");
+            let off = (found - expected).abs();
+            assert!(off <= allowed, "{name}: o[{index}] is {found}, expected {expected}");
+            ties += usize::from(off > 1e-5 * largest);
         }
+        assert!(ties <= 2 + expected_o.len() / 50, "{name}: {ties} of {} differ", expected_o.len());
         let (found, expected) = (cuda.download(&found.softmax), BF16.download(&expected.softmax));
         for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
             assert!(

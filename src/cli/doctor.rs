@@ -293,7 +293,12 @@ impl Outlook {
 
 /// What `--device cuda` would find, and what it would miss with how to get it.
 fn cuda_rows(table: &mut Table, report: &probe::Report) {
-    row(table, "CUDA", "kernels for whole models are not complete in this version: the CPU serves");
+    let serves = if report.missing.is_empty() && !report.devices.is_empty() {
+        "--device cuda serves eval, ask and trace, in bf16"
+    } else {
+        "--device cuda would serve eval, ask and trace: see what is missing"
+    };
+    row(table, "CUDA", serves);
     row(table, "CUDA driver", report.driver.as_deref().unwrap_or("none"));
     let nvrtc = report.nvrtc.as_deref().map(|version| match &report.nvrtc_library {
         Some(library) => format!("{version}, {library}"),

@@ -73,8 +73,7 @@ pub fn d_outputs<D: TrainDevice, C: Case>(device: &D, case: &C, inputs: &[D::Buf
 /// What a case computes forward.
 pub fn forward_results<D: Device, C: Case>(device: &D, case: &C) -> Vec<Values64> {
     let outputs = case.forward(device, &upload(device, &case.inputs()));
-    let values =
-        |output: &Output<D::Buf>| Values64 { name: output.name.into(), values: device.download(&output.buf) };
+    let values = |output: &Output<D::Buf>| Values64 { name: output.name.into(), values: device.download(&output.buf) };
     outputs.iter().map(values).collect()
 }
 

@@ -7,8 +7,8 @@ use unflip::cpu::{Cpu, Isa};
 use unflip::data::{TraceGroup, TraceInput};
 use unflip::model::{Adapter, EmbedScale, Engine};
 use unflip::objective::{Objective, Pairs};
-use unflip::ops::{Device, TrainDevice};
 use unflip::ops::reference::{Precision, Reference};
+use unflip::ops::{Device, TrainDevice};
 use unflip::train::EngineGroup;
 use unflip::weights::{AdapterFile, Checkpoint, SafetensorsFile};
 

@@ -109,9 +109,8 @@ impl Vocabulary for Cuda {
         let cross = if pairs.is_empty() { Vec::new() } else { self.download(&cross) };
         let stripe = |of: usize, width: usize| (0..stripes).map(move |stripe| stripe * width + of);
         let top = |entry: usize| stripe(entry, rows).map(|at| largest[at]).fold(f64::NEG_INFINITY, f64::max);
-        let scaled = |entry: usize, top: f64| -> f64 {
-            stripe(entry, rows).map(|at| sum[at] * (largest[at] - top).exp()).sum()
-        };
+        let scaled =
+            |entry: usize, top: f64| -> f64 { stripe(entry, rows).map(|at| sum[at] * (largest[at] - top).exp()).sum() };
         let log_sum = slices.entry.iter().map(|&entry| {
             let top = top(entry);
             top + scaled(entry, top).ln()
@@ -144,9 +143,10 @@ mod tests {
         let slices = Slices::new(100, &pairs);
         assert!(slices.largest() <= MOST);
         for slice in slices.slices.chunks_exact(4) {
-            for pair in slice[2] as usize..(slice[2] + slice[3]) as usize {
-                let found = [0, 1].map(|of| slices.row_of[(slice[0] + slices.pair_of[2 * pair + of]) as usize]);
-                assert_eq!((found[0], found[1]), pairs[pair]);
+            let of = slice[2] as usize..(slice[2] + slice[3]) as usize;
+            for (places, pair) in slices.pair_of[2 * of.start..2 * of.end].chunks_exact(2).zip(&pairs[of]) {
+                let row = |place: usize| slices.row_of[slice[0] as usize + places[place] as usize];
+                assert_eq!((row(0), row(1)), *pair);
             }
         }
         let covered: u32 = slices.slices.chunks_exact(4).map(|slice| slice[3]).sum();
