@@ -6,7 +6,10 @@ not zero) and the same loss (full-vocabulary cross-entropy of the answer + 0.1 �
 bf16 is compared with its own f32 on the same groups, and the two f32 sides with each other. The peer is its prefix-cache setting: model
 and adapter in bf16, prefix once. √hidden, the factor on embeddings, is the one of a bf16 model everywhere, so that rounding alone differs.
 
-    tools/bf16_accuracy.py MODEL [--groups 16] [--gradient-groups 6] [--data FILE]... [--isa NAME] [--out docs/benchmarks/bf16-accuracy.json]
+    tools/bf16_accuracy.py MODEL [--groups 16] [--gradient-groups 6] [--data FILE]... [--isa NAME] [--state DIR] [--out docs/benchmarks/bf16-accuracy.json]
+
+All 800 groups take hours on two cores. With `--state DIR` every group's results are kept there as they come, and the same command goes on where
+it was stopped.
 
 Prints a table: error of a margin (absolute), of a group's whole gradient and of each of its tensors (‖bf16 − f32‖ / ‖f32‖), at the mean,
 99th percentile and maximum; then every answer that differs from f32. `--peer-logits f32` gives the peer f32 answer rows. Where a CPU has
@@ -112,48 +115,77 @@ def peft_model(model, dtype, attn, threads, adapter=None, save=None):
     return peer.train()
 
 
-def peer_results(peer, data, gradient_groups, f32_logits):
-    """Margins of each group, and the gradients of the first ones by name."""
-    core, (yes, no) = peer.get_base_model(), (data["answer_ids"]["Yes"], data["answer_ids"]["No"])
-    margins, gradients = [], []
-    for index, group in enumerate(data["groups"]):
+class Kept:
+    """Results of one side, group by group, in a folder: margins, then the gradients of the first groups by name."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def missing(self, count):
+        return [index for index in range(count) if not (self.folder / f"{index}.npz").exists()]
+
+    def put(self, index, margins, gradients, seconds=0.0):
+        part = self.folder / f"{index}.part.npz"
+        np.savez(part, margins=np.asarray(margins), seconds=seconds, **(gradients or {}))
+        part.rename(self.folder / f"{index}.npz")
+
+    def results(self, count, gradient_groups):
+        margins, gradients, seconds = [], [], 0.0
+        for index in range(count):
+            with np.load(self.folder / f"{index}.npz") as kept:
+                margins.append(kept["margins"].tolist())
+                seconds += float(kept["seconds"])
+                if index < gradient_groups:
+                    gradients.append({name: kept[name] for name in kept.files if "lora_" in name})
+        return margins, gradients, seconds
+
+
+def peer_results(make, data, gradient_groups, f32_logits, kept):
+    """Margins of each group, and the gradients of the first ones by name. `make` gives the model, if anything is left to do."""
+    count, (yes, no) = len(data["groups"]), (data["answer_ids"]["Yes"], data["answer_ids"]["No"])
+    missing = kept.missing(count)
+    peer = make() if missing else None
+    for index in missing:
+        group, core = data["groups"][index], peer.get_base_model()
         with torch.set_grad_enabled(index < gradient_groups):
             hidden = prefix_hidden(core.model, group["prefix"], group["suffixes"])
             head = core.lm_head.weight
             logits = hidden.float() @ head.float().T if f32_logits else core.lm_head(hidden).float()
             difference = logits[:, yes] - logits[:, no]
-            margins.append(difference.tolist())
             if index >= gradient_groups:
+                kept.put(index, difference.tolist(), None)
                 continue
             target = torch.full((len(difference),), yes if group["label"] == "Yes" else no)
             i, j = torch.triu_indices(len(difference), len(difference), 1)
             loss = F.cross_entropy(logits, target) + LAMBDA * (difference[i] - difference[j]).pow(2).mean()
             loss.backward()
-        gradients.append({name.replace(".default", ""): p.grad.float().numpy().copy() for name, p in peer.named_parameters() if p.requires_grad})
+        gradients = {name.replace(".default", ""): p.grad.float().numpy() for name, p in peer.named_parameters() if p.requires_grad}
+        kept.put(index, difference.tolist(), gradients)
         peer.zero_grad(set_to_none=True)
-    return margins, gradients
+    return kept.results(count, gradient_groups)[:2]
 
 
-def unflip_results(binary, model, adapter, data, gradient_groups, flags, folder):
+def unflip_results(binary, model, adapter, data, gradient_groups, flags, kept):
     """The same of `unflip trace`, one group a call; the last line of its standard error names the unit."""
-    margins, gradients, unit, seconds = [], [], "", 0.0
-    for index, group in enumerate(data["groups"]):
-        place, out = folder / "group.json", folder / "trace.safetensors"
+    count, unit_file = len(data["groups"]), kept.folder / "unit"
+    for index in kept.missing(count):
+        group, place, out = data["groups"][index], kept.folder / "group.json", kept.folder / "trace.safetensors"
         place.write_text(json.dumps({**data, "groups": [group]}))
         command = [binary, "trace", "--model", model, "--input", place, "--adapter", adapter, "--out", out, *flags]
         if index < gradient_groups:
             command += ["--loss", "combined", "--pairs", "all"]
         start = time.perf_counter()
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
         if done.returncode:
             sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
-        unit = done.stderr.strip().splitlines()[-1].removeprefix("computed by ")
+        unit_file.write_text(done.stderr.strip().splitlines()[-1].removeprefix("computed by "))
         tensors = load_file(out)
-        margins.append(tensors["group0.margin"].tolist())
-        if index < gradient_groups:
-            gradients.append({name: value for name, value in tensors.items() if "lora_" in name})
-    return margins, gradients, unit, seconds
+        gradients = {name: value for name, value in tensors.items() if "lora_" in name} if index < gradient_groups else None
+        kept.put(index, tensors["group0.margin"].tolist(), gradients, seconds)
+    margins, gradients, seconds = kept.results(count, gradient_groups)
+    return margins, gradients, unit_file.read_text(), seconds
 
 
 def summary(values):
@@ -193,6 +225,7 @@ def main():
     parser.add_argument("--peer-logits", choices=["bf16", "f32"], default="bf16")
     parser.add_argument("--peer-linear", choices=["torch", "f32-sums"], default="torch")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--state", type=pathlib.Path, help="folder that keeps results group by group, so that a stopped run goes on")
     parser.add_argument("--out")
     a = parser.parse_args()
     if a.peer_linear == "f32-sums":
@@ -203,16 +236,24 @@ def main():
     flags = ["--threads", a.threads]
     isa = ["--isa", a.isa] if a.isa else []
     with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        adapter = str(folder / "adapter")
-        peer = peft_model(a.model, torch.float32, a.attn, a.threads, save=adapter)
-        peer_f32 = peer_results(peer, data, count, True)
-        del peer
+        state = a.state or pathlib.Path(name)
+        state.mkdir(parents=True, exist_ok=True)
+        # Results of another question must not be taken for this one's.
+        asked = json.dumps([str(a.model), data, count, a.isa, a.attn, a.peer_logits, a.peer_linear, a.threads])
+        if (state / "asked.json").exists() and (state / "asked.json").read_text() != asked:
+            sys.exit(f"{state} holds results of other settings: use another folder")
+        (state / "asked.json").write_text(asked)
+        adapter = state / "adapter"
+        kept = {side: Kept(state / side) for side in ("peer-f32", "unflip-f32", "unflip-bf16", "peer-bf16")}
+        if not (adapter / "adapter_model.safetensors").exists():
+            peft_model(a.model, torch.float32, a.attn, a.threads, save=str(adapter))
+        peer = lambda dtype: lambda: peft_model(a.model, dtype, a.attn, a.threads, str(adapter))  # noqa: E731
+        peer_f32 = peer_results(peer(torch.float32), data, count, True, kept["peer-f32"])
         print("peer f32 done", file=sys.stderr, flush=True)
-        *ours_f32, unit_f32, seconds_f32 = unflip_results(a.binary, a.model, adapter, data, count, [*flags, "--precision", "f32"], folder)
-        *ours_bf16, unit, seconds = unflip_results(a.binary, a.model, adapter, data, count, [*flags, *isa, "--precision", "bf16"], folder)
+        *ours_f32, unit_f32, seconds_f32 = unflip_results(a.binary, a.model, adapter, data, count, [*flags, "--precision", "f32"], kept["unflip-f32"])
+        *ours_bf16, unit, seconds = unflip_results(a.binary, a.model, adapter, data, count, [*flags, *isa, "--precision", "bf16"], kept["unflip-bf16"])
         print("unflip done", file=sys.stderr, flush=True)
-        peer_bf16 = peer_results(peft_model(a.model, torch.bfloat16, a.attn, a.threads, adapter), data, count, a.peer_logits == "f32")
+        peer_bf16 = peer_results(peer(torch.bfloat16), data, count, a.peer_logits == "f32", kept["peer-bf16"])
     result = {
         "command": " ".join(["tools/bf16_accuracy.py", "MODEL", *sys.argv[2:]]),
         "cpu": next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), None),
